@@ -1,0 +1,230 @@
+"""The composition root: builds a server, starts it, drains it, stops it.
+
+Everything that runs is a named task of one TaskGroup: if one dies the server stops, because a
+server without its writer or its sweeper only looks alive. The order of the end is the reverse of
+the beginning: no new calls, streams sent home, what is read written, then the tasks, then the
+database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from random import uniform
+from wsgiref.simple_server import WSGIServer
+
+import grpc.aio
+import structlog
+from prometheus_client import start_http_server
+
+from federation_server import __version__
+from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.lease import Lease
+from federation_server.live.metrics import Metrics
+from federation_server.live.notifier import Notifier
+from federation_server.live.session import Reconnect, SessionEnd, Sessions
+from federation_server.live.session import Settings as SessionSettings
+from federation_server.live.sweeper import Sweeper
+from federation_server.live.watchers import CommandWatchers
+from federation_server.live.writer import Writer
+from federation_server.rpc.access import AccessServicer
+from federation_server.rpc.analytics import AnalyticsServicer
+from federation_server.rpc.command import CommandServicer
+from federation_server.rpc.fleet import FleetServicer
+from federation_server.rpc.registration import Registration
+from federation_server.rpc.server import Health, build_server
+from federation_server.rpc.session import SessionServicer
+from federation_server.rpc.stream import StreamParts
+from federation_server.settings import Settings
+from federation_server.store import migrate, partitions
+from federation_server.store.database import Database
+from federation_server.store.ingest_commands import ChangedCommand
+
+log = structlog.get_logger(__name__)
+
+
+class StartError(RuntimeError):
+    """The server cannot start; the message says why and what to do."""
+
+
+class App:
+    """One server process."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        """Builds everything and starts nothing."""
+        self.settings = settings
+        self.database = database
+        self.server_id = uuid.uuid4().hex
+        self.sessions = Sessions()
+        self.metrics = Metrics()
+        self.watchers = CommandWatchers()
+        self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)
+        self.writer = Writer(
+            database,
+            self.metrics,
+            flush_interval=settings.flush_interval,
+            oldest_point=settings.late_reports,
+            changed=self._commands_changed,
+        )
+        self.notifier = Notifier(
+            database,
+            self.server_id,
+            self.sessions,
+            dispatch=self.dispatcher.wake,
+            missed=self.dispatcher.wake_all,
+        )
+        self.sweeper = Sweeper(
+            database,
+            self.server_id,
+            self.metrics,
+            self.watchers,
+            offline_after=settings.offline_after,
+            patience=settings.presence_patience,
+            heartbeat_retention=settings.heartbeat_retention,
+            analytics_retention=settings.analytics_retention,
+        )
+        self.health = Health()
+        self.lease = Lease(
+            database,
+            self.server_id,
+            __version__,
+            self.sessions,
+            self.metrics,
+            on_change=self.health.database_changed,
+        )
+
+    def _commands_changed(self, changes: Sequence[ChangedCommand]) -> None:
+        """What follows from a committed change of commands: watchers look, places are free."""
+        self.watchers.wake(change.command_id for change in changes)
+        for change in changes:
+            if change.seconds is not None:
+                self.metrics.commands_ended.labels(state=change.state.value).inc()
+                self.metrics.command_seconds.observe(change.seconds)
+                self.dispatcher.wake(change.neuron_id)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[int]:
+        """Serves within the block; gives the port. At the end it drains and stops.
+
+        Raises:
+            StartError: a port cannot be bound.
+            SchemaOutdated: the schema is not this server's.
+        """
+        await self._check_schema()
+        await self.health.start()
+        server = await self._build_server()
+        port = self._bind(server)
+        metrics_server = self._serve_metrics()
+        await self.lease.renew()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(work(), name=work.__qualname__)
+                    for work in (
+                        self.writer.run,
+                        self.dispatcher.run,
+                        self.notifier.run,
+                        self.sweeper.run,
+                        self.lease.run,
+                    )
+                ]
+                await server.start()
+                log.info("serving", action="server_started", port=port, server_id=self.server_id)
+                try:
+                    yield port
+                finally:
+                    await self._drain(server)
+                    for task in tasks:
+                        task.cancel()
+        finally:
+            await self.lease.leave()
+            metrics_server.shutdown()
+            metrics_server.server_close()
+            await self.database.close()
+            log.info("stopped", action="server_stopped")
+
+    async def _check_schema(self) -> None:
+        await migrate.check(self.database)
+        async with await self.database.connect("start") as connection:
+            await partitions.ensure_ahead(connection)
+
+    async def _build_server(self) -> grpc.aio.Server:
+        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+        parts = StreamParts(
+            database=self.database,
+            writer=self.writer,
+            sessions=self.sessions,
+            dispatcher=self.dispatcher,
+            metrics=self.metrics,
+            settings=SessionSettings(
+                self.settings.heartbeat_interval, self.settings.analytics_interval
+            ),
+            server_id=self.server_id,
+            server_version=__version__,
+        )
+        return build_server(
+            [Authentication(self.database, tokens)],
+            self.health,
+            SessionServicer(Registration(self.database, tokens, self.sessions), parts),
+            FleetServicer(self.database, self.sessions, self.server_id),
+            CommandServicer(
+                self.database, self.dispatcher, self.watchers, self.metrics, self.server_id
+            ),
+            AnalyticsServicer(self.database),
+            AccessServicer(self.database),
+        )
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        host = self.settings.host
+        if not self.settings.insecure and host not in {"127.0.0.1", "localhost", "::1", "[::1]"}:
+            raise StartError(
+                f"FEDERATION_HOST={host} would serve plaintext beyond this machine:"
+                " put TLS in front and say --insecure, or use 127.0.0.1"
+            )
+        try:
+            return server.add_insecure_port(self.settings.address)
+        except RuntimeError:
+            raise StartError(
+                f"{self.settings.address} is taken or cannot be bound:"
+                " stop what listens there (is a federation running already?)"
+                " or choose another with --port or FEDERATION_PORT"
+            ) from None
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        """Sends the streams home, spread over half the drain's time, and writes what they sent."""
+        log.info("draining", action="server_draining", streams=len(self.sessions))
+        await self.health.draining()
+        limit_s = self.settings.drain_timeout.total_seconds()
+        stop = asyncio.create_task(server.stop(grace=limit_s), name="grpc stop")
+        for session in self.sessions:
+            after = timedelta(seconds=uniform(0.0, limit_s / 2))  # noqa: S311 - jitter
+            session.send(Reconnect(after, "server draining"))
+            session.finish(SessionEnd.DRAINING)
+        self.watchers.wake_all()
+        await stop
+        await self.writer.stop(within=timedelta(seconds=limit_s))
+
+
+@asynccontextmanager
+async def stop_signal() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,76 @@
+"""What `federation up` tells a person once it serves."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from federation_server.settings import Settings
+
+
+def show_admin_key(secret: str, path: Path) -> None:
+    """The first admin key, the one time that it is shown."""
+    _say(
+        "",
+        f"  admin key          {secret}",
+        f"                     shown this once; kept in {path}",
+    )
+
+
+def show(settings: Settings, *, enrollment_token: str, demo: str | None) -> None:
+    """Where everything is, and three commands to try next.
+
+    demo: the id of the demo neuron, if one runs.
+    """
+    database = "PostgreSQL of DATABASE_URL" if settings.database_url else settings.data_dir
+    lines = [
+        "",
+        f"  federation serves  {settings.address}",
+        f"  data               {database}",
+    ]
+    if settings.admin_api_key is not None:
+        lines.append("  admin key          the one in ADMIN_API_KEY")
+    else:
+        lines.append(f"  admin key          in {settings.admin_key_file}")
+    lines += [
+        f"  enrollment token   {enrollment_token}",
+        "                     enrolls neurons for 24 h: ENROLLMENT_TOKEN=… python my_neuron.py",
+        "",
+        "  Try, in another terminal:",
+        "",
+    ]
+    lines += [f"    {command}" for command in _commands(settings, demo)]
+    lines += ["", "  Ctrl-C stops everything.", ""]
+    _say(*lines)
+
+
+def _commands(settings: Settings, demo: str | None) -> list[str]:
+    """Commands that work as they are printed, from any folder."""
+    programs = Path(sys.executable).parent
+    federation = shlex.quote(str(programs / "federation"))
+    key = _key_argument(settings)
+    neuron = demo or "NEURON_ID"
+    server = "" if settings.address == "127.0.0.1:50051" else f" --server {settings.address}"
+    return [
+        f"{federation} neurons list{server}",
+        f"{federation} command exec {neuron} greet name=World{server}",
+        f"{_curl(programs)} -d '{{}}' {key}"
+        f" http://{settings.address}/federation.v1.FleetService/GetFleetOverview",
+    ]
+
+
+def _curl(programs: Path) -> str:
+    buf = programs / "buf"
+    name = shlex.quote(str(buf)) if buf.exists() else "buf"
+    return f"{name} curl --http2-prior-knowledge --protocol grpc"
+
+
+def _key_argument(settings: Settings) -> str:
+    if settings.admin_api_key is not None:
+        return '-H "x-admin-key: $ADMIN_API_KEY"'
+    return f'-H "x-admin-key: $(cat {shlex.quote(str(settings.admin_key_file))})"'
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)  # noqa: T201 - this is what the command is for

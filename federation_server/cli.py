@@ -1,0 +1,127 @@
+"""`federation`: the command line.
+
+`up`, `serve` and `migrate` run here; everything else is a client that talks gRPC like everyone
+else (`console/`). What a command needs is imported when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any, Never
+
+import typer
+
+from federation_server import __version__, logs
+from federation_server.console.app import register
+from federation_server.settings import Settings, SettingsError, load
+
+app = typer.Typer(
+    name="federation",
+    help="A control plane for headless services.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Host = Annotated[str | None, typer.Option(help="The address to serve on. [FEDERATION_HOST]")]
+Port = Annotated[int | None, typer.Option(help="The gRPC port. [FEDERATION_PORT]")]
+Insecure = Annotated[
+    bool | None,
+    typer.Option(
+        "--insecure", help="Serve plaintext beyond this machine: tokens are readable then."
+    ),
+]
+
+
+@app.command()
+def up(
+    *,
+    host: Host = None,
+    port: Port = None,
+    insecure: Insecure = None,
+    demo: Annotated[bool, typer.Option(help="Run a demo neuron beside the server.")] = True,
+) -> None:
+    """Run a whole federation: PostgreSQL (unless DATABASE_URL is set), server, demo neuron.
+
+    Everything is kept in FEDERATION_DATA_DIR; Ctrl-C stops it all in order.
+    """
+    settings = _start(host=host, port=port, insecure=insecure)
+    from federation_server import up as runner  # noqa: PLC0415 - see the module's docstring
+
+    _run(runner.up(settings, demo=demo))
+
+
+@app.command()
+def serve(*, host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
+    """Run one server on the PostgreSQL of DATABASE_URL; its schema must be up to date."""
+    settings = _start(host=host, port=port, insecure=insecure)
+    from federation_server import up as runner  # noqa: PLC0415 - see the module's docstring
+
+    _run(runner.serve(settings))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the schema of the database up to date. Safe to run again, and by many at once."""
+    settings = _start()
+    from federation_server import up as runner  # noqa: PLC0415 - see the module's docstring
+
+    _run(runner.migrate(settings))
+
+
+register(app)
+
+
+def _start(**overrides: object) -> Settings:
+    """The settings, checked, with logging set up as they say."""
+    try:
+        settings = load(**overrides)
+    except SettingsError as error:
+        _fail(str(error), status=2)
+    # A person at a terminal reads lines, whatever else reads takes JSON.
+    json = settings.log_format == "json" if settings.log_format else not sys.stderr.isatty()
+    logs.configure(settings.log_level, json=json)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Does the work; what a person can mend becomes one line and exit status 1."""
+    from federation_server.up import MENDABLE  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        asyncio.run(work)
+    except MENDABLE as error:
+        _fail(str(error), status=1)
+
+
+def _fail(message: str, *, status: int) -> Never:
+    typer.echo(f"federation: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"federation {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""One heartbeat as the hot path carries it: a plain tuple in the order of its table's columns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+
+class Heartbeat(NamedTuple):
+    """A neuron's state at one moment; units as in the contract's Heartbeat.
+
+    None stands for what the neuron did not say. `host`, `dependencies` and `versions` are JSON
+    text. The field names and their order are those of the table `heartbeats` after `epoch`.
+    """
+
+    heartbeat_time: datetime | None
+    uptime_s: float | None
+    health_score: float | None
+    activity: str
+    cpu_percent: float | None
+    memory_percent: float | None
+    memory_used_bytes: int | None
+    disk_percent: float | None
+    disk_used_bytes: int | None
+    network_received_bytes: int | None
+    network_sent_bytes: int | None
+    requests_per_second: float | None
+    mean_response_ms: float | None
+    p50_response_ms: float | None
+    p95_response_ms: float | None
+    p99_response_ms: float | None
+    active_connections: int | None
+    queue_size: int | None
+    error_rate_percent: float | None
+    requests: int | None
+    failed_requests: int | None
+    response_ms_sum: float | None
+    pid: int | None
+    threads: int | None
+    rss_bytes: int | None
+    open_files: int | None
+    process_cpu_percent: float | None
+    spool_pending: int | None
+    spool_pending_bytes: int | None
+    spool_dropped: int | None
+    running_commands: int
+    host: str | None
+    dependencies: str | None
+    versions: str | None

@@ -1,0 +1,1 @@
+"""What runs: sessions, the writer, the dispatcher, the notifier, the sweeper."""

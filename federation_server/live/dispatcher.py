@@ -1,0 +1,128 @@
+"""From the ledger to the streams.
+
+The dispatcher is told that a neuron may have something to receive (`wake`): by an issue on this
+server, by a hint from another, by a new session, by a command that has ended and freed a place.
+Its one task claims for all such neurons in one statement and puts what it got into their
+outboxes. A slow scan finds what nobody told it of, and what had to wait for its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import psycopg
+import structlog
+
+from federation_server.domain.retry import Backoff
+from federation_server.live.metrics import Metrics
+from federation_server.live.session import Delivery, Sessions
+from federation_server.store import commands
+from federation_server.store.commands import ClaimedCommand
+from federation_server.store.database import Connection, Database, first_line
+
+log = structlog.get_logger(__name__)
+
+SCAN_INTERVAL_S = 1.0
+"""How long a command can wait that no hint was heard of."""
+
+CLAIM_TIMEOUT_S = 10.0
+"""How long one claim may take before its connection is given up."""
+
+
+class Dispatcher:
+    """Sends commands to the neurons whose streams this server holds."""
+
+    def __init__(
+        self, database: Database, server_id: str, sessions: Sessions, metrics: Metrics
+    ) -> None:
+        """Sends nothing before `run`."""
+        self._database = database
+        self._server_id = server_id
+        self._sessions = sessions
+        self._metrics = metrics
+        self._woken: set[str] = set()
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
+
+    def wake(self, neuron_id: str) -> None:
+        """Something may wait for that neuron."""
+        self._woken.add(neuron_id)
+        self._wake.set()
+
+    def wake_all(self) -> None:
+        """Something may wait for any neuron here."""
+        self._woken.update(session.neuron_id for session in self._sessions)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Dispatches until it is cancelled, through every outage of PostgreSQL."""
+        backoff = Backoff(first_s=0.1, most_s=2.0)
+        try:
+            while True:
+                try:
+                    await self._round()
+                    backoff.reset()
+                except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+                    await self._disconnect()
+                    log.warning(
+                        "dispatch failed, will be repeated",
+                        action="dispatcher_retry",
+                        reason=first_line(error),
+                    )
+                    await asyncio.sleep(backoff.next_s())
+                    self.wake_all()
+        finally:
+            await self._disconnect()
+
+    async def _round(self) -> None:
+        """Waits for a wake-up or for the next scan, and sends what there is."""
+        try:
+            async with asyncio.timeout(SCAN_INTERVAL_S):
+                await self._wake.wait()
+        except TimeoutError:
+            if len(self._sessions):
+                async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                    connection = await self._connected()
+                    found = await commands.neurons_with_work(connection, self._server_id)
+                self._woken.update(found)
+        self._wake.clear()
+        woken, self._woken = self._woken, set()
+        sessions = [
+            (session.neuron_id, session.epoch)
+            for neuron_id in sorted(woken)
+            if (session := self._sessions.get(neuron_id)) is not None
+        ]
+        if sessions:
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                connection = await self._connected()
+                claimed = await commands.claim(connection, self._server_id, sessions)
+            self._deliver(claimed)
+
+    def _deliver(self, claimed: Sequence[ClaimedCommand]) -> None:
+        for command in claimed:
+            session = self._sessions.get(command.neuron_id)
+            if session is None or session.epoch != command.session_epoch:
+                continue  # superseded since; the next session finds it in flight
+            self._metrics.commands_sent.inc()
+            session.send(
+                Delivery(
+                    command_id=command.command_id,
+                    attempt=command.attempt,
+                    type=command.type,
+                    data=command.data,
+                    priority=command.priority,
+                    run_timeout=command.run_timeout,
+                    expire_after=None if command.again else command.expire_after,
+                )
+            )
+
+    async def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = await self._database.connect("dispatcher")
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

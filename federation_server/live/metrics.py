@@ -1,0 +1,87 @@
+"""The server's own numbers, for Prometheus.
+
+They live in a registry of their own that `app.py` serves over HTTP; nothing here is global, and
+nothing on the hot path touches a metric per message: the writer counts once a batch.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONG_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_ITEMS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+class Metrics:
+    """Every metric of a server process."""
+
+    def __init__(self) -> None:
+        """Metrics at zero, in a registry of their own."""
+        self.registry = CollectorRegistry()
+        self.streams = Gauge(
+            "federation_streams", "Neuron streams open now", registry=self.registry
+        )
+        self.sessions_opened = Counter(
+            "federation_sessions_opened", "Sessions opened", registry=self.registry
+        )
+        self.heartbeats = Counter(
+            "federation_heartbeats", "Heartbeats stored", registry=self.registry
+        )
+        self.reports = Counter(
+            "federation_reports", "Analytics reports received", registry=self.registry
+        )
+        self.refused = Counter(
+            "federation_refused",
+            "Messages of neurons that were refused",
+            registry=self.registry,
+        )
+        self.flush_seconds = Histogram(
+            "federation_flush_seconds",
+            "Time of one transaction of the writer",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.flush_items = Histogram(
+            "federation_flush_items",
+            "Items in one transaction of the writer",
+            buckets=_ITEMS,
+            registry=self.registry,
+        )
+        self.flush_failures = Counter(
+            "federation_flush_failures",
+            "Transactions of the writer that failed and were repeated",
+            registry=self.registry,
+        )
+        self.commands_issued = Counter(
+            "federation_commands_issued", "Commands issued", registry=self.registry
+        )
+        self.commands_sent = Counter(
+            "federation_commands_sent", "Commands written to a stream", registry=self.registry
+        )
+        self.commands_ended = Counter(
+            "federation_commands_ended",
+            "Commands that reached a final state",
+            ["state"],
+            registry=self.registry,
+        )
+        self.command_seconds = Histogram(
+            "federation_command_seconds",
+            "Time from a command's issue to its final state",
+            buckets=_LONG_SECONDS,
+            registry=self.registry,
+        )
+        self.database_up = Gauge(
+            "federation_database_up", "1 while PostgreSQL answers", registry=self.registry
+        )
+        self.neurons = Gauge(
+            "federation_neurons",
+            "Neurons by presence, as the sweeper last counted them",
+            ["presence"],
+            registry=self.registry,
+        )
+        self.sweeper_active = Gauge(
+            "federation_sweeper_active",
+            "1 on the server that sweeps",
+            registry=self.registry,
+        )

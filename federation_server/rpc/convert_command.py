@@ -1,0 +1,70 @@
+"""From the ledger's records to the contract's Command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from federation.v1 import command_pb2 as pb
+from federation_server.domain.command import CommandState
+from federation_server.rpc.convert import to_duration, to_struct, to_timestamp
+from federation_server.store.commands import CommandRecord, CommandTransition
+
+_STATE = {state: pb.CommandState.Value(f"COMMAND_STATE_{state.value}") for state in CommandState}
+
+
+def command(record: CommandRecord, transitions: Sequence[CommandTransition] = ()) -> pb.Command:
+    """A command with those of its transitions."""
+    return pb.Command(
+        command_id=record.command_id,
+        neuron_id=record.neuron_id,
+        type=record.type,
+        data=to_struct(record.data),
+        priority=record.priority,
+        issuer=record.issuer,
+        state=_STATE[record.state],
+        state_reason=record.state_reason,
+        attempt=record.attempt,
+        progress=_progress(record),
+        response=to_struct(record.response),
+        error=_error(record),
+        log_tail=record.log_tail,
+        create_time=to_timestamp(record.create_time),
+        not_before_time=to_timestamp(record.not_before_time),
+        expire_time=to_timestamp(record.expire_time),
+        run_timeout=to_duration(record.run_timeout),
+        send_time=to_timestamp(record.send_time),
+        start_time=to_timestamp(record.start_time),
+        end_time=to_timestamp(record.end_time),
+        run_duration=to_duration(record.run_duration),
+        transitions=[_transition(transition) for transition in transitions],
+    )
+
+
+def _progress(record: CommandRecord) -> pb.CommandProgress | None:
+    if record.progress_fraction is None:
+        return None
+    return pb.CommandProgress(
+        fraction=record.progress_fraction,
+        message=record.progress_message or "",
+        update_time=to_timestamp(record.progress_time),
+    )
+
+
+def _error(record: CommandRecord) -> pb.CommandError | None:
+    if record.error_code is None:
+        return None
+    return pb.CommandError(
+        code=record.error_code,
+        message=record.error_message or "",
+        details=to_struct(record.error_details),
+    )
+
+
+def _transition(transition: CommandTransition) -> pb.CommandTransition:
+    return pb.CommandTransition(
+        state=_STATE[transition.state],
+        transition_time=to_timestamp(transition.transition_time),
+        attempt=transition.attempt,
+        actor=transition.actor,
+        reason=transition.reason,
+    )

@@ -1,0 +1,271 @@
+"""One Connect call: a neuron's stream, from Hello to its end.
+
+    context.read ─▶ limits ─▶ live/writer.py          (the reader, a task of its own)
+    live/session.py's outbox ─▶ context.write         (the call's own coroutine)
+
+The reader never waits for the database; it only stops reading while the writer is full or the
+neuron does not read what it is sent. The outcome of what it hands to the writer comes back
+through the session: as an acknowledgement, a refusal, or the session's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc.aio
+import structlog
+
+from federation.v1 import session_service_pb2 as pb
+from federation_server.domain.access import NeuronIdentity
+from federation_server.domain.neuron import Presence
+from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.metrics import Metrics
+from federation_server.live.notifier import hint_end
+from federation_server.live.session import Refusal, Session, SessionEnd, Sessions, Settings
+from federation_server.live.writer import Writer
+from federation_server.rpc import convert_stream, errors, limits
+from federation_server.rpc.convert import from_timestamp, to_timestamp
+from federation_server.store import sessions as store
+from federation_server.store.database import Database
+from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
+from federation_server.store.ingest_commands import is_command_id
+
+log = structlog.get_logger(__name__)
+
+HELLO_TIMEOUT_S = 10.0
+FINAL_ACK_TIMEOUT_S = 10.0
+"""How long the end of a stream waits for its last messages to be stored."""
+
+Context: TypeAlias = grpc.aio.ServicerContext[pb.NeuronMessage, pb.FederationMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamParts:
+    """What every stream of a server works with."""
+
+    database: Database
+    writer: Writer
+    sessions: Sessions
+    dispatcher: Dispatcher
+    metrics: Metrics
+    settings: Settings
+    server_id: str
+    server_version: str
+
+
+class NeuronStream:
+    """One neuron's stream on this server."""
+
+    def __init__(self, parts: StreamParts, identity: NeuronIdentity, context: Context) -> None:
+        """A call that has shown a good token and sent nothing yet."""
+        self._parts = parts
+        self._identity = identity
+        self._context = context
+        self._last_sequence = 0
+        self._goodbye: str | None = None
+
+    async def run(self) -> None:
+        """Serves the stream until it ends.
+
+        Raises:
+            errors.Refused: the stream ends with that error.
+        """
+        hello = await self._hello()
+        session, opened = await self._open(hello)
+        parts = self._parts
+        parts.sessions.add(session)
+        parts.metrics.streams.inc()
+        reader: asyncio.Task[None] | None = None
+        try:
+            await self._context.write(self._welcome(session, opened))
+            parts.dispatcher.wake(session.neuron_id)
+            reader = asyncio.create_task(self._read(session), name=f"read {session.neuron_id}")
+            reader.add_done_callback(lambda _: session.wake())
+            await self._write(session, reader)
+        finally:
+            if reader is not None:
+                reader.cancel()
+            parts.metrics.streams.dec()
+            parts.sessions.remove(session)
+            parts.writer.close(self._closed(session))
+        if session.end is not None:
+            raise errors.session_ended(session.end, session.end_detail)
+
+    async def _hello(self) -> pb.Hello:
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                message = await self._context.read()
+        except TimeoutError:
+            raise errors.protocol_violation("no Hello came within 10 s") from None
+        if not isinstance(message, pb.NeuronMessage) or message.WhichOneof("message") != "hello":
+            raise errors.protocol_violation("the first message must be a Hello")
+        limits.check(message.hello, "hello")
+        return message.hello
+
+    async def _open(self, hello: pb.Hello) -> tuple[Session, store.OpenedSession]:
+        parts, identity = self._parts, self._identity
+        new = store.NewSession(
+            neuron_id=identity.neuron_id,
+            generation=identity.generation,
+            session_id=str(uuid.uuid4()),
+            instance_id=hello.instance_id,
+            sdk_name=hello.sdk.name,
+            sdk_version=hello.sdk.version,
+            spool_id=hello.spool_id,
+            server_id=parts.server_id,
+            peer=self._context.peer(),
+            running=[
+                (command.command_id, command.attempt)
+                for command in hello.running_commands
+                if is_command_id(command.command_id)
+            ],
+        )
+        async with parts.database.begin() as connection:
+            opened = await store.open_session(connection, new)
+            if opened is None:
+                raise errors.credential_invalid()
+            if opened.previous_server_id not in {None, parts.server_id}:
+                await hint_end(
+                    connection,
+                    str(opened.previous_server_id),
+                    identity.neuron_id,
+                    SessionEnd.SUPERSEDED,
+                    below_epoch=opened.epoch,
+                )
+        session = Session(
+            neuron_id=identity.neuron_id,
+            epoch=opened.epoch,
+            session_id=new.session_id,
+            instance_id=new.instance_id,
+            spool_id=new.spool_id,
+        )
+        parts.metrics.sessions_opened.inc()
+        log.info(
+            "session opened",
+            action="session_opened",
+            neuron_id=session.neuron_id,
+            epoch=session.epoch,
+            session_id=session.session_id,
+            peer=new.peer,
+        )
+        return session, opened
+
+    def _welcome(self, session: Session, opened: store.OpenedSession) -> pb.FederationMessage:
+        return pb.FederationMessage(
+            welcome=pb.Welcome(
+                session_id=session.session_id,
+                epoch=session.epoch,
+                server_time=to_timestamp(opened.server_time),
+                settings=convert_stream.settings(self._parts.settings),
+                last_sequence=opened.last_sequence,
+                server_version=self._parts.server_version,
+            )
+        )
+
+    async def _read(self, session: Session) -> None:
+        """Reads until the neuron closes its side, or the session ends."""
+        read, take, room = self._context.read, self._take, self._parts.writer.room
+        while True:
+            message = await read()
+            if not isinstance(message, pb.NeuronMessage):  # EOF
+                return
+            take(session, message)
+            if message.sequence:
+                await room()
+            while session.crowded:
+                await session.drained()
+
+    def _take(self, session: Session, message: pb.NeuronMessage) -> None:
+        """Hands one message to the writer, or refuses it."""
+        kind = message.WhichOneof("message")
+        if kind == "heartbeat":
+            beat = message.heartbeat
+            if faults := limits.violations(beat, "heartbeat"):
+                self._refuse(session, 0, kind, faults)
+                return
+            item = HeartbeatItem(
+                session.neuron_id,
+                session.epoch,
+                session.instance_id,
+                convert_stream.heartbeat(beat),
+            )
+            self._parts.writer.heartbeat(session, item)
+        elif kind == "goodbye":
+            self._goodbye = message.goodbye.reason[:1024].replace("\0", "") or "goodbye"
+        elif kind == "hello":
+            session.finish(SessionEnd.PROTOCOL_VIOLATION, "a second Hello")
+        else:
+            self._take_durable(session, message, kind)
+
+    def _take_durable(self, session: Session, message: pb.NeuronMessage, kind: str | None) -> None:
+        faults = limits.durable_violations(message, kind) if kind else []
+        payload: DurablePayload = None
+        if faults:
+            self._refuse(session, message.sequence, str(kind), faults)
+        elif kind == "analytics_report":
+            send_time = from_timestamp(message.send_time)
+            payload = convert_stream.report(message.analytics_report, send_time)
+            self._parts.metrics.reports.inc()
+        elif kind == "command_update":
+            payload = convert_stream.command_update(message.command_update)
+        if message.sequence:
+            self._last_sequence = max(self._last_sequence, message.sequence)
+            item = DurableItem(
+                session.neuron_id, session.epoch, session.spool_id, message.sequence, payload
+            )
+            self._parts.writer.durable(session, item, message.ByteSize())
+
+    def _refuse(
+        self, session: Session, sequence: int, kind: str, faults: list[limits.Violation]
+    ) -> None:
+        self._parts.metrics.refused.inc()
+        reason = "TOO_LARGE" if all(fault.too_large for fault in faults) else "INVALID_FIELD"
+        violations = {fault.field: fault.description for fault in faults}
+        detail = f"{len(faults)} bad field(s): see field_violations"
+        session.send(Refusal(sequence, kind, reason, detail, violations))
+
+    async def _write(self, session: Session, reader: asyncio.Task[None]) -> None:
+        """Writes what the session has to say until it ends or the neuron has closed its side."""
+        acked = 0
+        while True:
+            for message in await session.outgoing():
+                await self._context.write(convert_stream.outgoing(message))
+            if session.ack_sequence > acked:
+                acked = session.ack_sequence
+                await self._context.write(pb.FederationMessage(ack_sequence=acked))
+            if session.end is not None:
+                return
+            if reader.done():
+                await self._finish(session, reader, acked)
+                return
+
+    async def _finish(self, session: Session, reader: asyncio.Task[None], acked: int) -> None:
+        """Waits for the last acknowledgement, so that the neuron need not send again."""
+        reader.result()
+        try:
+            async with asyncio.timeout(FINAL_ACK_TIMEOUT_S):
+                while session.ack_sequence < self._last_sequence and session.end is None:
+                    await session.outgoing()
+        except TimeoutError:
+            return
+        if session.ack_sequence > acked:
+            await self._context.write(pb.FederationMessage(ack_sequence=session.ack_sequence))
+
+    def _closed(self, session: Session) -> ClosedItem:
+        if self._goodbye is not None:
+            presence, reason = Presence.OFFLINE, self._goodbye
+        elif session.end is SessionEnd.DRAINING:
+            presence, reason = Presence.SUSPECT, "server stopped"
+        else:
+            presence, reason = Presence.SUSPECT, "stream lost"
+        log.info(
+            "session closed",
+            action="session_closed",
+            neuron_id=session.neuron_id,
+            epoch=session.epoch,
+            reason=session.end or reason,
+        )
+        return ClosedItem(session.neuron_id, session.epoch, presence, reason)

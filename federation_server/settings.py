@@ -1,0 +1,148 @@
+"""Every setting of a server, from the environment.
+
+Names are FEDERATION_ and the field's name in capitals; DATABASE_URL and ADMIN_API_KEY go without
+the prefix. Spans are written as seconds ("30") or ISO 8601 ("PT30S").
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Span = Annotated[timedelta, Field(gt=timedelta())]
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names it and says what is wrong with it."""
+
+
+def default_data_dir() -> Path:
+    """Where the embedded PostgreSQL and the admin key lie unless somebody says otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/federation")
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support/federation"
+    data_home = os.environ.get("XDG_DATA_HOME")
+    return (Path(data_home) if data_home else Path.home() / ".local/share") / "federation"
+
+
+class Settings(BaseSettings):
+    """What a server can be told. The defaults serve a first deployment on one host."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEDERATION_", extra="ignore", populate_by_name=True, frozen=True
+    )
+
+    # where
+    database_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="The PostgreSQL to use; unset: the embedded one.",
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Where the embedded PostgreSQL and the admin key lie.",
+    )
+    host: str = Field(default="127.0.0.1", description="The address of the gRPC port.")
+    port: int = Field(default=50051, ge=0, le=65535, description="The gRPC port.")
+    metrics_host: str = Field(default="127.0.0.1", description="The address of /metrics.")
+    metrics_port: int = Field(
+        default=9464, ge=0, le=65535, description="The port of /metrics; 0: any free one."
+    )
+    insecure: bool = Field(
+        default=False, description="Serve plaintext beyond loopback. Tokens are readable then."
+    )
+
+    # access
+    admin_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("ADMIN_API_KEY", "admin_api_key"),
+        description="The first admin key; unset: one is made at the first start.",
+    )
+    token_ttl: Span = Field(
+        default=timedelta(hours=24), description="How long a neuron's token lives."
+    )
+
+    # neurons
+    heartbeat_interval: Span | None = Field(
+        default=None, description="What neurons are told to keep; unset: as they like."
+    )
+    analytics_interval: Span | None = Field(
+        default=None, description="What neurons are told to keep; unset: as they like."
+    )
+    offline_after: Span = Field(
+        default=timedelta(seconds=30),
+        description="A lost stream makes a neuron OFFLINE after this long.",
+    )
+    presence_patience: Annotated[timedelta, Field(ge=timedelta())] = Field(
+        default=timedelta(seconds=30),
+        description="How long a server that has just started marks nobody down.",
+    )
+
+    # writing and keeping
+    flush_interval: Span = Field(
+        default=timedelta(milliseconds=50),
+        description="How long a heartbeat may wait for others to be written with.",
+    )
+    heartbeat_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=7), description="How long heartbeats are kept. Whole days."
+    )
+    analytics_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=30),
+        description="How long metric points and events are kept. Whole days.",
+    )
+    late_reports: Annotated[timedelta, Field(ge=timedelta(days=1), le=timedelta(days=30))] = Field(
+        default=timedelta(days=7),
+        description="How far back a report that comes late may be placed in time.",
+    )
+
+    # running
+    drain_timeout: Span = Field(
+        default=timedelta(seconds=10), description="How long a server that stops drains."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="The least level that is logged."
+    )
+    log_format: Literal["json", "console"] | None = Field(
+        default=None, description="How log lines look; unset: for people on a terminal, else JSON."
+    )
+
+    @property
+    def address(self) -> str:
+        """The gRPC address, for people and clients."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def admin_key_file(self) -> Path:
+        """Where the admin key is kept that was made at the first start."""
+        return self.data_dir / "admin.key"
+
+
+def load(**overrides: object) -> Settings:
+    """The settings from the environment, with what the command line says over them.
+
+    Raises:
+        SettingsError: a setting is wrong; one line for each.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        raise SettingsError("; ".join(_lines(error))) from None
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors(include_input=False, include_url=False):
+        name = str(fault["loc"][0]).upper()
+        if name not in {"DATABASE_URL", "ADMIN_API_KEY"}:
+            name = f"FEDERATION_{name}"
+        lines.append(f"{name}: {fault['msg'].lower()}")
+    return lines

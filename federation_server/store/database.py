@@ -1,0 +1,152 @@
+"""The way to PostgreSQL: one pool for the admins' calls, and single connections for what runs.
+
+`Database.begin()` gives a pooled SQLAlchemy connection inside a transaction; `Database.connect()`
+gives a psycopg connection of its own to the writer, the listener and the sweeper. Every way there
+is bounded in time, so that a database that is away shows as an error and never as a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import orjson
+import psycopg
+import structlog
+from psycopg.types.json import set_json_dumps, set_json_loads
+from sqlalchemy import URL, func, make_url, select
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S = 5
+"""How long a connection attempt, or the wait for a pooled connection, may take."""
+
+STATEMENT_TIMEOUT_MS = 30_000
+"""How long PostgreSQL may work on one statement of an admin's call."""
+
+RETRY_INTERVAL_S = 2.0
+"""How long `wait_until_ready` waits between two attempts."""
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+"""A psycopg connection of the runtime's own."""
+
+
+class DatabaseUrlError(ValueError):
+    """DATABASE_URL is not one of PostgreSQL; the message says what it should be."""
+
+
+def parse_url(text: str) -> URL:
+    """The SQLAlchemy URL for a DATABASE_URL in any of the usual spellings.
+
+    Raises:
+        DatabaseUrlError: it is no URL of PostgreSQL.
+    """
+    remedy = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise DatabaseUrlError(f"DATABASE_URL is not a URL: {remedy}") from error
+    if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
+        raise DatabaseUrlError(f"DATABASE_URL is of {url.drivername!r}: {remedy}")
+    if not url.database:
+        raise DatabaseUrlError(f"DATABASE_URL names no database: {remedy}")
+    return url.set(drivername="postgresql+psycopg")
+
+
+class Database:
+    """One PostgreSQL database, as a server process uses it."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            DatabaseUrlError: `url` is no URL of PostgreSQL.
+        """
+        self.url = parse_url(url)
+        self.engine: AsyncEngine = create_async_engine(
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=CONNECT_TIMEOUT_S,
+            pool_pre_ping=True,
+            json_serializer=lambda value: orjson.dumps(value).decode(),
+            json_deserializer=orjson.loads,
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "application_name": "federation",
+                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+            },
+        )
+
+    @property
+    def conninfo(self) -> str:
+        """The same place, as libpq writes it. Holds the password: never log it."""
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @property
+    def place(self) -> str:
+        """The same place without the password, for people."""
+        return self.url.set(drivername="postgresql").render_as_string(hide_password=True)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A pooled connection in a transaction, committed at the end unless an error leaves it."""
+        async with self.engine.begin() as connection:
+            yield connection
+
+    async def connect(self, name: str) -> Connection:
+        """A connection of one's own, in autocommit mode; `name` shows in pg_stat_activity."""
+        connection = await psycopg.AsyncConnection.connect(
+            self.conninfo,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name=f"federation-{name}",
+            options="-c timezone=UTC",
+            # Dead peers are found by TCP within half a minute, not in two hours.
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=20_000,
+        )
+        set_json_dumps(orjson.dumps, connection)
+        set_json_loads(orjson.loads, connection)
+        return connection
+
+    async def wait_until_ready(self) -> None:
+        """Returns once PostgreSQL answers; says so every few seconds until it does."""
+        while True:
+            try:
+                connection = await self.connect("probe")
+            except psycopg.OperationalError as error:
+                log.warning(
+                    "waiting for PostgreSQL",
+                    action="database_wait",
+                    place=self.place,
+                    reason=first_line(error),
+                    retry_s=RETRY_INTERVAL_S,
+                )
+                await asyncio.sleep(RETRY_INTERVAL_S)
+                continue
+            await connection.close()
+            return
+
+    async def close(self) -> None:
+        """Closes the pool."""
+        await self.engine.dispose()
+
+
+def first_line(error: BaseException) -> str:
+    """An error of the driver in one line, for the log."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+async def current_time(connection: AsyncConnection) -> datetime:
+    """The transaction's time by PostgreSQL's clock."""
+    now: datetime = (await connection.execute(select(func.now()))).scalar_one()
+    return now

@@ -1,0 +1,276 @@
+"""What neurons send, applied: one transaction for everything that waits.
+
+`apply` is the store's side of the hot path (see `live/writer.py`). Within one transaction it
+
+    1. locks the state rows of the neurons that sent durable messages, and with that finds which
+       of the sessions are still the newest (the fence) and how far each spool has been applied;
+    2. writes the reports, events and command updates beyond those marks, and the new marks;
+    3. rewrites the state rows of the neurons that sent heartbeats, again only where the session
+       is the newest, and copies those heartbeats into the history;
+    4. closes the sessions whose streams have ended.
+
+What comes from a session that is no longer the newest changes nothing. Epoch 0 stands for a
+neuron without a stream: its token was checked when it called, and no session can supersede it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypeAlias
+
+from federation_server.domain.analytics import AnalyticsReport
+from federation_server.domain.command import CommandUpdate
+from federation_server.domain.heartbeat import Heartbeat
+from federation_server.domain.neuron import Presence
+from federation_server.store import ingest_analytics, ingest_commands
+from federation_server.store.database import Connection
+from federation_server.store.ingest_commands import ChangedCommand
+
+DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
+"""What a durable message holds; None for one that this server does not know or has refused: it
+only moves the mark."""
+
+
+class HeartbeatItem(NamedTuple):
+    """A heartbeat and the session that it came on."""
+
+    neuron_id: str
+    epoch: int
+    instance_id: str
+    heartbeat: Heartbeat
+
+
+class DurableItem(NamedTuple):
+    """A durable message, its place in its spool, and the session that it came on."""
+
+    neuron_id: str
+    epoch: int
+    spool_id: str
+    sequence: int
+    payload: DurablePayload
+
+
+class ClosedItem(NamedTuple):
+    """A session whose stream has ended, and the presence that this leaves its neuron in."""
+
+    neuron_id: str
+    epoch: int
+    presence: Presence
+    reason: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a committed batch has done."""
+
+    time: datetime
+    """When, by PostgreSQL's clock."""
+    fenced: set[tuple[str, int]] = field(default_factory=set)
+    """The sessions (neuron_id, epoch) that are no longer the newest: nothing of theirs was
+    written."""
+    marks: dict[tuple[str, str], int] = field(default_factory=dict)
+    """For each (neuron_id, spool_id): the last sequence that has been applied."""
+    changed: list[ChangedCommand] = field(default_factory=list)
+    """The commands that changed."""
+
+
+_FENCE = """
+SELECT s.neuron_id, b.epoch
+FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
+JOIN neuron_states s USING (neuron_id)
+WHERE b.epoch = 0 OR s.session_epoch = b.epoch
+ORDER BY s.neuron_id
+FOR NO KEY UPDATE OF s
+"""
+
+_MARKS = """
+SELECT p.neuron_id, p.spool_id, p.last_sequence
+FROM unnest(%s::text[], %s::text[]) AS b (neuron_id, spool_id)
+JOIN spools p USING (neuron_id, spool_id)
+"""
+
+_ADVANCE = """
+INSERT INTO spools (neuron_id, spool_id, last_sequence, update_time)
+SELECT neuron_id, spool_id, last_sequence, now()
+FROM unnest(%s::text[], %s::text[], %s::int8[]) AS b (neuron_id, spool_id, last_sequence)
+ON CONFLICT (neuron_id, spool_id) DO UPDATE
+SET last_sequence = excluded.last_sequence, update_time = excluded.update_time
+"""
+
+# A neuron's totals go on over its restarts: of the process that was counted last, only what it
+# has grown by is added; of a new process, all. (`greatest` passes over NULL: what a heartbeat
+# does not say adds nothing.) A heartbeat that is written after its session has closed does not
+# make its neuron ONLINE again.
+_STATE = """
+UPDATE neuron_states s SET
+    last_heartbeat_time = now(),
+    health_score = b.health_score,
+    cpu_percent = b.cpu_percent,
+    memory_percent = b.memory_percent,
+    error_rate_percent = b.error_rate_percent,
+    mean_response_ms = b.mean_response_ms,
+    uptime_s = b.uptime_s,
+    presence = CASE WHEN s.session_open OR b.epoch = 0 THEN 'ONLINE' ELSE s.presence END,
+    presence_time = CASE WHEN (s.session_open OR b.epoch = 0) AND s.presence <> 'ONLINE'
+        THEN now() ELSE s.presence_time END,
+    presence_reason = CASE WHEN (s.session_open OR b.epoch = 0) AND s.presence <> 'ONLINE'
+        THEN 'heartbeat received' ELSE s.presence_reason END,
+    requests_total = s.requests_total + greatest(0, b.requests
+        - CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_requests ELSE 0 END),
+    failed_requests_total = s.failed_requests_total + greatest(0, b.failed_requests
+        - CASE WHEN s.counted_instance_id = b.instance_id
+               THEN s.counted_failed_requests ELSE 0 END),
+    response_ms_total = s.response_ms_total + greatest(0, b.response_ms_sum
+        - CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_response_ms ELSE 0 END),
+    uptime_s_total = s.uptime_s_total + greatest(0, b.uptime_s
+        - CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_uptime_s ELSE 0 END),
+    counted_instance_id = b.instance_id,
+    counted_requests = coalesce(b.requests,
+        CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_requests ELSE 0 END),
+    counted_failed_requests = coalesce(b.failed_requests,
+        CASE WHEN s.counted_instance_id = b.instance_id
+             THEN s.counted_failed_requests ELSE 0 END),
+    counted_response_ms = coalesce(b.response_ms_sum,
+        CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_response_ms ELSE 0 END),
+    counted_uptime_s = coalesce(b.uptime_s,
+        CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_uptime_s ELSE 0 END)
+FROM unnest(
+    %s::text[], %s::int8[], %s::text[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
+    %s::float8[], %s::float8[], %s::int8[], %s::int8[], %s::float8[]
+) AS b (neuron_id, epoch, instance_id, health_score, cpu_percent, memory_percent,
+        error_rate_percent, mean_response_ms, uptime_s, requests, failed_requests,
+        response_ms_sum)
+WHERE s.neuron_id = b.neuron_id AND (b.epoch = 0 OR s.session_epoch = b.epoch)
+RETURNING s.neuron_id, b.epoch
+"""
+
+# A session that is no longer the newest has nothing left to close.
+_CLOSE = """
+UPDATE neuron_states s SET
+    session_open = false,
+    session_close_time = now(),
+    presence = b.presence::presence,
+    presence_time = CASE WHEN s.presence <> b.presence::presence THEN now()
+                         ELSE s.presence_time END,
+    presence_reason = b.reason
+FROM unnest(%s::text[], %s::int8[], %s::text[], %s::text[])
+     AS b (neuron_id, epoch, presence, reason)
+WHERE s.neuron_id = b.neuron_id AND s.session_epoch = b.epoch AND s.session_open
+"""
+
+_COPY_HEARTBEATS = f"COPY heartbeats (neuron_id, epoch, {', '.join(Heartbeat._fields)}) FROM STDIN"
+
+
+async def apply(
+    connection: Connection,
+    heartbeats: Sequence[HeartbeatItem],
+    durables: Sequence[DurableItem],
+    closed: Sequence[ClosedItem],
+    *,
+    oldest_point: timedelta,
+) -> Outcome:
+    """Applies a batch in one transaction and says what it did.
+
+    `heartbeats` holds at most one item for each neuron. `durables` is in the order of arrival.
+    `oldest_point` is how far back a late report may be placed in time.
+
+    Raises:
+        psycopg.DataError: a value does not fit its column; nothing was written. The caller
+            bisects the batch to find whose it is.
+        psycopg.OperationalError: PostgreSQL is away; whether the batch was committed is unknown,
+            and applying it again is safe.
+    """
+    async with connection.transaction():
+        outcome = Outcome((await _rows(connection, "SELECT now()"))[0][0])
+        if durables:
+            await _apply_durables(connection, durables, oldest_point, outcome)
+        if heartbeats:
+            await _apply_heartbeats(connection, heartbeats, outcome)
+        if closed:
+            await connection.execute(_CLOSE.encode(), _columns(closed))
+    return outcome
+
+
+async def _apply_durables(
+    connection: Connection,
+    durables: Sequence[DurableItem],
+    oldest_point: timedelta,
+    outcome: Outcome,
+) -> None:
+    sessions = {(item.neuron_id, item.epoch) for item in durables}
+    current = await _rows(connection, _FENCE, *_columns(sessions))
+    outcome.fenced |= sessions - {(neuron_id, epoch) for neuron_id, epoch in current}
+
+    spools = {
+        (item.neuron_id, item.spool_id)
+        for item in durables
+        if (item.neuron_id, item.epoch) not in outcome.fenced
+    }
+    if not spools:
+        return
+    marks = dict.fromkeys(spools, 0)
+    for neuron_id, spool_id, last_sequence in await _rows(connection, _MARKS, *_columns(spools)):
+        marks[neuron_id, spool_id] = last_sequence
+
+    fresh: list[DurableItem] = []
+    advanced: set[tuple[str, str]] = set()
+    for item in durables:
+        spool = (item.neuron_id, item.spool_id)
+        if (item.neuron_id, item.epoch) in outcome.fenced or item.sequence <= marks[spool]:
+            continue
+        marks[spool] = item.sequence
+        advanced.add(spool)
+        fresh.append(item)
+    outcome.marks = marks
+    if not fresh:
+        return
+    rows = [(*spool, marks[spool]) for spool in sorted(advanced)]
+    await connection.execute(_ADVANCE.encode(), _columns(rows))
+    reports = [(i.neuron_id, i.payload) for i in fresh if isinstance(i.payload, AnalyticsReport)]
+    if reports:
+        await ingest_analytics.write(connection, reports, now=outcome.time, oldest=oldest_point)
+    updates = [(i.neuron_id, i.payload) for i in fresh if isinstance(i.payload, CommandUpdate)]
+    if updates:
+        outcome.changed = await ingest_commands.write(connection, updates)
+
+
+async def _apply_heartbeats(
+    connection: Connection, heartbeats: Sequence[HeartbeatItem], outcome: Outcome
+) -> None:
+    columns = _columns(
+        (
+            item.neuron_id,
+            item.epoch,
+            item.instance_id,
+            beat.health_score,
+            beat.cpu_percent,
+            beat.memory_percent,
+            beat.error_rate_percent,
+            beat.mean_response_ms,
+            beat.uptime_s,
+            beat.requests,
+            beat.failed_requests,
+            beat.response_ms_sum,
+        )
+        for item in heartbeats
+        for beat in (item.heartbeat,)
+    )
+    written = {(neuron_id, epoch) for neuron_id, epoch in await _rows(connection, _STATE, *columns)}
+    async with connection.cursor() as cursor, cursor.copy(_COPY_HEARTBEATS) as copy:
+        for item in heartbeats:
+            if (item.neuron_id, item.epoch) in written:
+                await copy.write_row((item.neuron_id, item.epoch, *item.heartbeat))
+            else:
+                outcome.fenced.add((item.neuron_id, item.epoch))
+
+
+async def _rows(connection: Connection, query: str, *columns: list[Any]) -> list[tuple[Any, ...]]:
+    cursor = await connection.execute(query.encode(), columns)
+    return await cursor.fetchall()
+
+
+def _columns(rows: Any) -> list[list[Any]]:
+    """The same rows as columns, for unnest; at least one row."""
+    return [list(column) for column in zip(*rows, strict=True)]

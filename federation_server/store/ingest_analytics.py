@@ -1,0 +1,123 @@
+"""Reports and events, written inside the transaction of `ingest.apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import orjson
+
+from federation_server.domain.analytics import AnalyticsReport, Histogram, MetricPoint, placed
+from federation_server.store.database import Connection
+
+# Two batches may meet the same new series; the one that comes second waits, and updates.
+_SERIES = """
+INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time)
+SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, now()
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+     AS b (neuron_id, name, kind, labels, unit)
+ORDER BY neuron_id, name, kind, labels
+ON CONFLICT (neuron_id, name, kind, labels) DO UPDATE
+SET last_report_time = excluded.last_report_time, unit = excluded.unit
+RETURNING series_id, neuron_id, name, kind::text, labels
+"""
+
+_COPY_POINTS = (
+    "COPY metric_points (series_id, point_time, value, count, sum, min, max, bounds,"
+    " bucket_counts) FROM STDIN"
+)
+
+_COPY_EVENTS = (
+    "COPY reported_events (event_time, neuron_id, receive_time, severity, type, message,"
+    " attributes) FROM STDIN"
+)
+
+_SeriesKey = tuple[str, str, str, frozenset[tuple[str, str]]]
+
+
+async def write(
+    connection: Connection,
+    reports: Sequence[tuple[str, AnalyticsReport]],
+    *,
+    now: datetime,
+    oldest: timedelta,
+) -> None:
+    """Writes each neuron's report, placed in time by its age and the transaction's time."""
+    await _write_points(connection, reports, now, oldest)
+    await _write_events(connection, reports, now, oldest)
+
+
+async def _write_points(
+    connection: Connection,
+    reports: Sequence[tuple[str, AnalyticsReport]],
+    now: datetime,
+    oldest: timedelta,
+) -> None:
+    series = await _series(connection, reports)
+    if not series:
+        return
+    async with connection.cursor() as cursor, cursor.copy(_COPY_POINTS) as copy:
+        for neuron_id, report in reports:
+            time = placed(now, report.age, oldest=oldest)
+            for point in report.points:
+                series_id = series[_key(neuron_id, point)]
+                await copy.write_row((series_id, time, *_values(point.value)))
+
+
+def _values(value: float | Histogram) -> tuple[object, ...]:
+    if isinstance(value, Histogram):
+        counts = list(value.bucket_counts)
+        bounds = list(value.bounds)
+        return (None, value.count, value.sum, value.min, value.max, bounds, counts)
+    return (value, None, None, None, None, None, None)
+
+
+def _key(neuron_id: str, point: MetricPoint) -> _SeriesKey:
+    return (neuron_id, point.name, point.kind.value, frozenset(point.labels.items()))
+
+
+async def _series(
+    connection: Connection, reports: Sequence[tuple[str, AnalyticsReport]]
+) -> dict[_SeriesKey, int]:
+    """The id of each series that the reports name; those that are new are made."""
+    named = {
+        _key(neuron_id, point): point for neuron_id, report in reports for point in report.points
+    }
+    if not named:
+        return {}
+    columns: list[list[str]] = [[], [], [], [], []]
+    for (neuron_id, name, kind, _), point in named.items():
+        labels = orjson.dumps(dict(point.labels), option=orjson.OPT_SORT_KEYS).decode()
+        for column, value in zip(columns, (neuron_id, name, kind, labels, point.unit), strict=True):
+            column.append(value)
+    cursor = await connection.execute(_SERIES.encode(), columns)
+    return {
+        (neuron_id, name, kind, frozenset(labels.items())): series_id
+        for series_id, neuron_id, name, kind, labels in await cursor.fetchall()
+    }
+
+
+async def _write_events(
+    connection: Connection,
+    reports: Sequence[tuple[str, AnalyticsReport]],
+    now: datetime,
+    oldest: timedelta,
+) -> None:
+    if not any(report.events for _, report in reports):
+        return
+    async with connection.cursor() as cursor, cursor.copy(_COPY_EVENTS) as copy:
+        for neuron_id, report in reports:
+            for event in report.events:
+                time = placed(now, event.age, oldest=oldest)
+                attributes = orjson.dumps(event.attributes).decode()
+                await copy.write_row(
+                    (
+                        time,
+                        neuron_id,
+                        now,
+                        event.severity.value,
+                        event.type,
+                        event.message,
+                        attributes,
+                    )
+                )

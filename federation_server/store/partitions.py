@@ -1,0 +1,91 @@
+"""Daily partitions of the histories: made before they are needed, dropped when they are too old.
+
+A partition is named after its table and its day in UTC: `heartbeats_20261121`. Days are days of
+PostgreSQL's clock; the callers say which they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
+
+from psycopg import sql
+
+from federation_server.store.database import Connection
+
+PARTITIONED_TABLES = ("heartbeats", "metric_points", "reported_events")
+
+DAYS_AHEAD = 2
+"""How many days beyond today always have their partitions."""
+
+_LOCK = 0x6665_6470_6172  # "fedpar": one server makes partitions at a time
+
+
+async def today(connection: Connection) -> date:
+    """The current day in UTC by PostgreSQL's clock."""
+    cursor = await connection.execute("SELECT (now() AT TIME ZONE 'UTC')::date")
+    row = await cursor.fetchone()
+    assert row is not None
+    day: date = row[0]
+    return day
+
+
+async def ensure_ahead(connection: Connection) -> None:
+    """Makes the partitions of yesterday (for what is under way), today and the next days."""
+    now = await today(connection)
+    await ensure(
+        connection,
+        PARTITIONED_TABLES,
+        (now + timedelta(days=offset) for offset in range(-1, DAYS_AHEAD + 1)),
+    )
+
+
+async def ensure(connection: Connection, tables: Iterable[str], days: Iterable[date]) -> None:
+    """Makes the partitions of those tables for those days, where they do not exist."""
+    days = sorted(set(days))
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        for table in tables:
+            existing = {day for day, _ in await _existing(connection, table)}
+            for day in days:
+                if day not in existing:
+                    await connection.execute(_create(table, day))
+
+
+def _create(table: str, day: date) -> sql.Composed:
+    return sql.SQL(
+        "CREATE TABLE {partition} PARTITION OF {table} FOR VALUES FROM ({start}) TO ({end})"
+    ).format(
+        partition=sql.Identifier(f"{table}_{day:%Y%m%d}"),
+        table=sql.Identifier(table),
+        start=sql.Literal(f"{day.isoformat()}T00:00:00Z"),
+        end=sql.Literal(f"{(day + timedelta(days=1)).isoformat()}T00:00:00Z"),
+    )
+
+
+async def drop_before(connection: Connection, table: str, oldest: date) -> list[str]:
+    """Drops the partitions of days before `oldest`; returns their names.
+
+    Each is dropped in a transaction of its own that waits for its lock for a second at the most,
+    so that a long query delays the next sweep and not the writer.
+    """
+    dropped = []
+    for day, partition in await _existing(connection, table):
+        if day < oldest:
+            async with connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '1s'")
+                await connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(partition)))
+            dropped.append(partition)
+    return dropped
+
+
+async def _existing(connection: Connection, table: str) -> list[tuple[date, str]]:
+    cursor = await connection.execute(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+        " WHERE i.inhparent = %s::regclass ORDER BY c.relname",
+        (table,),
+    )
+    return [
+        (datetime.strptime(name.rpartition("_")[2], "%Y%m%d").date(), name)  # noqa: DTZ007
+        for (name,) in await cursor.fetchall()
+    ]

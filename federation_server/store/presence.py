@@ -1,0 +1,82 @@
+"""Marking neurons down, by PostgreSQL's clock.
+
+A neuron comes up by what it does (`sessions.open_session`, a heartbeat in `ingest`), and goes
+down here: `domain/presence.py` says when; a test proves that this SQL says the same.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from federation_server.domain.neuron import Presence
+from federation_server.store.database import Connection
+
+# A server that died could not close its sessions: their streams are lost.
+_LOST = b"""
+UPDATE neuron_states s SET
+    session_open = false,
+    session_close_time = now(),
+    presence = 'SUSPECT',
+    presence_time = CASE WHEN s.presence <> 'SUSPECT' THEN now() ELSE s.presence_time END,
+    presence_reason = 'server lost'
+WHERE s.session_open
+  AND NOT EXISTS (SELECT FROM servers v
+                  WHERE v.server_id = s.server_id AND v.lease_expire_time > now())
+"""
+
+_SWEEP = b"""
+WITH judged AS (
+    SELECT s.neuron_id, s.presence,
+        CASE
+            WHEN s.presence = 'SUSPECT' AND NOT s.session_open
+                 AND s.session_close_time >= coalesce(s.last_heartbeat_time, s.session_close_time)
+                THEN CASE WHEN now() - s.presence_time >= %(offline_after)s
+                     THEN 'OFFLINE'::presence ELSE 'SUSPECT' END
+            WHEN now() - heard.time >= 2 * s.heartbeat_timeout THEN 'OFFLINE'
+            WHEN now() - heard.time >= s.heartbeat_timeout THEN 'SUSPECT'
+            ELSE s.presence
+        END AS verdict
+    FROM neuron_states s
+    CROSS JOIN LATERAL (
+        SELECT greatest(s.last_heartbeat_time,
+                        CASE WHEN s.session_open THEN s.session_open_time END) AS time
+    ) heard
+    WHERE s.presence <> 'OFFLINE'
+)
+UPDATE neuron_states s SET
+    presence = judged.verdict,
+    presence_time = now(),
+    presence_reason = CASE WHEN s.session_open OR s.session_close_time IS NULL
+                                OR s.session_close_time < s.last_heartbeat_time
+                      THEN 'heartbeats missing' ELSE s.presence_reason END
+FROM judged
+WHERE s.neuron_id = judged.neuron_id AND judged.verdict <> judged.presence
+  AND s.presence = judged.presence
+RETURNING s.neuron_id, s.presence::text, s.presence_reason
+"""
+
+
+async def close_lost_sessions(connection: Connection) -> int:
+    """Closes the sessions of servers that are dead; returns how many."""
+    return (await connection.execute(_LOST)).rowcount
+
+
+async def sweep(
+    connection: Connection, *, offline_after: timedelta
+) -> list[tuple[str, Presence, str]]:
+    """Marks down the neurons whose time is over; returns each with its new presence and why."""
+    cursor = await connection.execute(_SWEEP, {"offline_after": offline_after})
+    return [
+        (neuron_id, Presence(presence), reason)
+        for neuron_id, presence, reason in await cursor.fetchall()
+    ]
+
+
+async def count(connection: Connection) -> dict[Presence, int]:
+    """How many active neurons have each presence."""
+    cursor = await connection.execute(
+        b"SELECT presence::text, count(*) FROM neuron_states GROUP BY presence"
+    )
+    counts = dict.fromkeys(Presence, 0)
+    counts.update({Presence(presence): number for presence, number in await cursor.fetchall()})
+    return counts

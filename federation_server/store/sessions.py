@@ -1,0 +1,137 @@
+"""Sessions in the store: opening one, and finding those that are no longer the newest.
+
+Closing is the writer's (`ingest.ClosedItem`), so that it comes after what the session sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a neuron's Hello says of the session that it wants."""
+
+    neuron_id: str
+    generation: int
+    session_id: str
+    instance_id: str
+    sdk_name: str
+    sdk_version: str
+    spool_id: str
+    server_id: str
+    peer: str
+    running: Sequence[tuple[str, int]]
+    """The commands, with their attempts, that the neuron has accepted and not finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """A session that has been opened."""
+
+    epoch: int
+    server_time: datetime
+    last_sequence: int
+    """How far the neuron's spool has been applied."""
+    previous_server_id: str | None
+    """The server that held the session before, if that was open."""
+
+
+# What the neuron says is running is at home there: it takes the new epoch, so that the dispatcher
+# does not send it again. Reading the spool's mark in the same snapshot may show an older one than
+# the fence leaves; the neuron then repeats messages that have no effect.
+_OPEN = text("""
+WITH before AS (
+    SELECT s.neuron_id, s.session_open, s.server_id, s.presence
+    FROM neuron_states s JOIN neurons n USING (neuron_id)
+    WHERE s.neuron_id = :neuron_id AND n.lifecycle = 'ACTIVE' AND n.token_generation = :generation
+    FOR NO KEY UPDATE OF s
+), opened AS (
+    UPDATE neuron_states s SET
+        session_epoch = s.session_epoch + 1,
+        session_id = cast(:session_id AS uuid),
+        session_open = true,
+        session_open_time = now(),
+        session_close_time = NULL,
+        instance_id = :instance_id,
+        sdk_name = :sdk_name,
+        sdk_version = :sdk_version,
+        server_id = :server_id,
+        peer = :peer,
+        presence = 'ONLINE',
+        presence_time = CASE WHEN s.presence <> 'ONLINE' THEN now() ELSE s.presence_time END,
+        presence_reason = 'session opened'
+    FROM before WHERE s.neuron_id = before.neuron_id
+    RETURNING s.session_epoch, before.session_open, before.server_id AS previous_server_id
+), running AS (
+    UPDATE commands c SET session_epoch = opened.session_epoch
+    FROM opened,
+         unnest(cast(:command_ids AS uuid[]), cast(:attempts AS int[])) AS r (command_id, attempt)
+    WHERE c.command_id = r.command_id AND c.attempt = r.attempt AND c.neuron_id = :neuron_id
+      AND c.state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
+)
+SELECT opened.session_epoch, now(),
+       coalesce((SELECT last_sequence FROM spools
+                 WHERE neuron_id = :neuron_id AND spool_id = :spool_id), 0),
+       CASE WHEN opened.session_open THEN opened.previous_server_id END
+FROM opened
+""")
+
+
+async def open_session(connection: AsyncConnection, new: NewSession) -> OpenedSession | None:
+    """Opens a session that supersedes the neuron's current one.
+
+    Returns None if the neuron may not hold one: it was deleted or deactivated, or its token's
+    generation is over.
+    """
+    row = (
+        await connection.execute(
+            _OPEN,
+            {
+                "neuron_id": new.neuron_id,
+                "generation": new.generation,
+                "session_id": new.session_id,
+                "instance_id": new.instance_id,
+                "sdk_name": new.sdk_name,
+                "sdk_version": new.sdk_version,
+                "spool_id": new.spool_id,
+                "server_id": new.server_id,
+                "peer": new.peer,
+                "command_ids": [command_id for command_id, _ in new.running],
+                "attempts": [attempt for _, attempt in new.running],
+            },
+        )
+    ).one_or_none()
+    return None if row is None else OpenedSession(*row)
+
+
+_STALE = text("""
+SELECT b.neuron_id, n.lifecycle::text
+FROM unnest(cast(:neuron_ids AS text[]), cast(:epochs AS int8[])) AS b (neuron_id, epoch)
+LEFT JOIN neuron_states s USING (neuron_id)
+LEFT JOIN neurons n USING (neuron_id)
+WHERE s.session_epoch IS DISTINCT FROM b.epoch
+""")
+
+
+async def stale(
+    connection: AsyncConnection, sessions: Sequence[tuple[str, int]]
+) -> list[tuple[str, str | None]]:
+    """Those of the sessions (neuron_id, epoch) that are no longer their neuron's newest, each
+    with its neuron's lifecycle (None: deleted).
+    """
+    if not sessions:
+        return []
+    rows = await connection.execute(
+        _STALE,
+        {
+            "neuron_ids": [neuron_id for neuron_id, _ in sessions],
+            "epochs": [epoch for _, epoch in sessions],
+        },
+    )
+    return [(neuron_id, lifecycle) for neuron_id, lifecycle in rows]

@@ -1,0 +1,232 @@
+"""`federation up`, `serve` and `migrate`: the processes around the server.
+
+`up` brings everything along: an embedded PostgreSQL unless DATABASE_URL names another, the
+schema, the first admin key, an enrollment token, the server, and a demo neuron as a process of
+its own. What it starts ends with it, however it ends (`store/embedded/launch.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from federation_server import banner
+from federation_server.app import App, StartError, stop_signal
+from federation_server.settings import Settings
+from federation_server.store import access, enrollment
+from federation_server.store import migrate as schema
+from federation_server.store.database import Database, DatabaseUrlError
+from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from federation_server.store.embedded.home import Account
+from federation_server.store.embedded.process import Child, Watch
+
+log = structlog.get_logger(__name__)
+
+MENDABLE = (StartError, schema.SchemaOutdated, DatabaseUrlError, EmbeddedPostgresError)
+"""What keeps a server from starting and a person can mend: the message says how."""
+
+DEMO_NEURON = "demo-neuron"
+DEMO_TOKEN_TTL = timedelta(hours=24)
+DEMO_STOP_WITHIN_S = 15.0
+RESTART_INTERVAL_S = 1.0
+
+
+async def up(settings: Settings, *, demo: bool) -> None:
+    """Runs everything until a signal comes."""
+    async with stop_signal() as stop, _postgres(settings, stop) as url:
+        database = Database(url)
+        await _until(stop, database.wait_until_ready())
+        if stop.is_set():
+            return
+        await asyncio.to_thread(schema.upgrade, url)
+        await _seed_admin_key(settings, database)
+        async with App(settings, database).running() as port:
+            settings = settings.model_copy(update={"port": port})
+            token = await _enrollment_token(database)
+            banner.show(settings, enrollment_token=token, demo=DEMO_NEURON if demo else None)
+            keeper = asyncio.create_task(_keep_demo(settings, token)) if demo else None
+            await stop.wait()
+            if keeper is not None:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs one server until a signal comes.
+
+    Raises:
+        StartError: DATABASE_URL is not set.
+        SchemaOutdated: the schema is not this server's.
+    """
+    database = Database(_database_url(settings))
+    async with stop_signal() as stop:
+        await _until(stop, database.wait_until_ready())
+        if stop.is_set():
+            return
+        await schema.check(database)
+        await _seed_admin_key(settings, database)
+        async with App(settings, database).running():
+            await stop.wait()
+
+
+async def migrate(settings: Settings) -> None:
+    """Brings the schema up to date; with no DATABASE_URL the embedded PostgreSQL's."""
+    async with stop_signal() as stop, _postgres(settings, stop) as url:
+        await _until(stop, Database(url).wait_until_ready())
+        if not stop.is_set():
+            await asyncio.to_thread(schema.upgrade, url)
+            log.info("the schema is up to date", action="schema_upgraded")
+
+
+def _database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise StartError(
+            "DATABASE_URL is not set: set it to postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
+            " or run `federation up`, which brings a PostgreSQL along"
+        )
+    return settings.database_url.get_secret_value()
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Does the work, or gives it up when `stop` is set."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    done, pending = await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+@asynccontextmanager
+async def _postgres(settings: Settings, stop: asyncio.Event) -> AsyncIterator[str]:
+    """The URL of the PostgreSQL to use: the one that DATABASE_URL names, or an embedded one that
+    runs within the block and is started again if it dies.
+    """
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    embedded = EmbeddedPostgres(settings.data_dir)
+    url = await asyncio.to_thread(embedded.start)
+    keeper = asyncio.create_task(_keep_postgres(embedded, stop), name="postgres keeper")
+    try:
+        yield url
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        await asyncio.to_thread(embedded.stop)
+
+
+async def _keep_postgres(embedded: EmbeddedPostgres, stop: asyncio.Event) -> None:
+    """Starts PostgreSQL again whenever it has died."""
+    while not stop.is_set():
+        status = await embedded.exited()
+        log.error("PostgreSQL died, starting it again", action="postgres_died", status=status)
+        await asyncio.sleep(RESTART_INTERVAL_S)
+        try:
+            await asyncio.to_thread(embedded.start)
+        except EmbeddedPostgresError as error:
+            log.error("PostgreSQL does not start", action="postgres_failed", reason=str(error))
+
+
+async def _seed_admin_key(settings: Settings, database: Database) -> None:
+    """Makes the first admin key, and keeps it where its owner alone can read it."""
+    configured = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
+    try:
+        async with database.begin() as connection:
+            seeded = await access.seed_admin_key(connection, configured)
+            if seeded.secret is not None:
+                # Within the transaction: a key that could not be kept must not exist.
+                _write_secret(settings.admin_key_file, seeded.secret)
+    except access.AdminKeyUnusable as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        raise StartError(
+            f"the admin key cannot be kept in {settings.admin_key_file} ({error.strerror}):"
+            " make the folder writable, name another with FEDERATION_DATA_DIR,"
+            " or set ADMIN_API_KEY"
+        ) from None
+    if seeded.secret is not None:
+        banner.show_admin_key(seeded.secret, settings.admin_key_file)
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # of another database, perhaps: not ours to lose
+        path.replace(path.with_suffix(".key.old"))
+    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(secret + "\n")
+
+
+async def _enrollment_token(database: Database) -> str:
+    """A fresh token for the demo neuron and for whoever reads the banner."""
+    async with database.begin() as connection:
+        token, secret = await enrollment.create(
+            connection,
+            creator="federation up",
+            description="made by `federation up`",
+            ttl=DEMO_TOKEN_TTL,
+            allow_reenrollment=True,
+        )
+    log.info("enrollment token made", action="enrollment_made", id=token.enrollment_token_id)
+    return secret
+
+
+async def _keep_demo(settings: Settings, token: str) -> None:
+    """Runs the demo neuron, and starts it again when it ends."""
+    while True:
+        child = await asyncio.to_thread(_start_demo, settings, token)
+        try:
+            status = await asyncio.wrap_future(child.exit)
+        finally:
+            await asyncio.shield(asyncio.to_thread(_stop_demo, child))
+        log.warning("the demo neuron ended", action="demo_ended", status=status)
+        await asyncio.sleep(RESTART_INTERVAL_S)
+
+
+def _start_demo(settings: Settings, token: str) -> Child:
+    return Child(
+        [sys.executable, "-m", "neuron_sdk.cli", "run", "neuron_sdk.demo:neuron"],
+        account=Account(os.geteuid(), os.getegid()),
+        watch=Watch.best(),
+        output=sys.stderr.fileno(),
+        environment=_demo_environment(settings, token),
+    )
+
+
+def _demo_environment(settings: Settings, token: str) -> Mapping[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"DATABASE_URL", "ADMIN_API_KEY"} and not name.startswith("FEDERATION_")
+    }
+    return kept | {
+        "FEDERATION_URL": settings.address,
+        "NEURON_ID": DEMO_NEURON,
+        "ENROLLMENT_TOKEN": token,
+        "STATE_DIR": str(settings.data_dir / DEMO_NEURON),
+        "HEARTBEAT_INTERVAL": "5",
+        "ANALYTICS_INTERVAL": "15",
+        "METRICS_PORT": "0",
+        "LOG_LEVEL": "WARNING",
+    }
+
+
+def _stop_demo(child: Child) -> None:
+    """SIGTERM, and SIGKILL for one that does not listen."""
+    child.signal(signal.SIGTERM)
+    try:
+        child.wait(DEMO_STOP_WITHIN_S)
+    except TimeoutError:
+        child.signal(signal.SIGKILL)
+        child.wait()
