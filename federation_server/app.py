@@ -112,7 +112,7 @@ class App:
 
         Raises:
             StartError: a port cannot be bound.
-            SchemaOutdated: the schema is not this server's.
+            SchemaMismatch: the schema is not this server's.
         """
         await self._check_schema()
         await self.health.start()
@@ -146,6 +146,17 @@ class App:
             metrics_server.server_close()
             await self.database.close()
             log.info("stopped", action="server_stopped")
+
+    def _serve_metrics(self) -> WSGIServer:
+        host, port = self.settings.metrics_host, self.settings.metrics_port
+        try:
+            server, _ = start_http_server(port, host, self.metrics.registry)
+        except OSError as error:
+            raise StartError(
+                f"the metrics port {host}:{port} cannot be bound ({error.strerror}):"
+                " choose another with FEDERATION_METRICS_PORT"
+            ) from None
+        return server
 
     async def _check_schema(self) -> None:
         await migrate.check(self.database)

@@ -31,7 +31,7 @@ from federation_server.store.embedded.process import Child, Watch
 
 log = structlog.get_logger(__name__)
 
-MENDABLE = (StartError, schema.SchemaOutdated, DatabaseUrlError, EmbeddedPostgresError)
+MENDABLE = (StartError, schema.SchemaMismatch, DatabaseUrlError, EmbeddedPostgresError)
 """What keeps a server from starting and a person can mend: the message says how."""
 
 DEMO_NEURON = "demo-neuron"
@@ -65,7 +65,7 @@ async def serve(settings: Settings) -> None:
 
     Raises:
         StartError: DATABASE_URL is not set.
-        SchemaOutdated: the schema is not this server's.
+        SchemaMismatch: the schema is not this server's.
     """
     database = Database(_database_url(settings))
     async with stop_signal() as stop:

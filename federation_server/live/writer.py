@@ -124,6 +124,7 @@ class Writer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
+        self._partitions_made = False
         self._backoff = Backoff(first_s=0.1, most_s=2.0)
         self._connection: Connection | None = None
 
@@ -247,14 +248,16 @@ class Writer:
         except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError):
             raise
         except psycopg.errors.CheckViolation as error:
-            if "no partition" not in str(error):
+            if "no partition" in str(error) and not self._partitions_made:
+                await self._make_partitions()
+                await self._commit(batch)
+            else:
                 await self._isolate(batch, error)
-                return
-            await self._make_partitions()
-            outcome = await self._apply(batch)
+            return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is one item's fault
             await self._isolate(batch, error)
             return
+        self._partitions_made = False
         self._metrics.flush_seconds.observe(time.monotonic() - started)
         self._metrics.flush_items.observe(len(batch))
         self._metrics.heartbeats.inc(len(batch.heartbeats))
@@ -324,6 +327,7 @@ class Writer:
             for offset in range(-self._oldest_point.days - 1, partitions.DAYS_AHEAD + 1)
         ]
         await partitions.ensure(self._connection, partitions.PARTITIONED_TABLES, days)
+        self._partitions_made = True  # until a commit succeeds: nothing is made twice in a row
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -97,7 +97,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
             commands=[to_command(record) for record in records], next_page_token=next_page_token
         )
 
-    async def ExecuteCommand(  # type: ignore[override]  # an async generator, as grpc.aio takes it
+    async def ExecuteCommand(
         self,
         request: pb.ExecuteCommandRequest,
         context: grpc.aio.ServicerContext[pb.ExecuteCommandRequest, pb.ExecuteCommandResponse],

@@ -6,7 +6,7 @@ Every message has passed `limits` before it comes here, so nothing is checked ag
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -63,7 +63,7 @@ _NO_APPLICATION = (None,) * 11
 _NO_PROCESS = (None,) * 5
 _NO_SPOOL = (None,) * 3
 
-_Row: TypeAlias = tuple[float | int | None, ...]
+_Row: TypeAlias = tuple[Any, ...]
 
 
 def heartbeat(message: heartbeat_pb2.Heartbeat) -> Heartbeat:

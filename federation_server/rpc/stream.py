@@ -97,7 +97,7 @@ class NeuronStream:
     async def _hello(self) -> pb.Hello:
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                message = await self._context.read()
+                message: object = await self._context.read()
         except TimeoutError:
             raise errors.protocol_violation("no Hello came within 10 s") from None
         if not isinstance(message, pb.NeuronMessage) or message.WhichOneof("message") != "hello":
@@ -169,7 +169,7 @@ class NeuronStream:
         """Reads until the neuron closes its side, or the session ends."""
         read, take, room = self._context.read, self._take, self._parts.writer.room
         while True:
-            message = await read()
+            message: object = await read()
             if not isinstance(message, pb.NeuronMessage):  # EOF
                 return
             take(session, message)

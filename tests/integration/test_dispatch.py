@@ -1,0 +1,191 @@
+"""What the dispatcher takes from the ledger: order, places, redelivery."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest_asyncio
+
+from federation_server.domain.command import Accepted, CommandState, CommandUpdate, Finished
+from federation_server.store import commands, ingest
+from federation_server.store.commands import ClaimedCommand, NewCommand
+from federation_server.store.database import Connection, Database
+from federation_server.store.ingest import DurableItem
+from tests.support.neurons import open_session, put_neuron
+
+NEURON = "worker-1"
+SERVER = "server-1"
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    async with database.begin() as connection:
+        await put_neuron(connection, NEURON, max_concurrent_commands=2)
+    yield database
+    await database.close()
+
+
+@pytest_asyncio.fixture
+async def connection(database: Database) -> AsyncIterator[Connection]:
+    async with await database.connect("test") as connection:
+        yield connection
+
+
+async def issue(
+    database: Database,
+    *,
+    priority: int = 5,
+    control: bool = False,
+    not_before: timedelta | None = None,
+    expire: timedelta = timedelta(hours=1),
+) -> str:
+    now = datetime.now(UTC)
+    async with database.begin() as connection:
+        record, _, _ = await commands.insert_command(
+            connection,
+            NewCommand(
+                neuron_id=NEURON,
+                issuer="admin",
+                request_id=None,
+                request_hash=b"",
+                type="stop" if control else "run",
+                data={},
+                control=control,
+                priority=priority,
+                not_before_time=now + not_before if not_before else None,
+                expire_time=now + expire,
+                run_timeout=None,
+            ),
+        )
+    return record.command_id
+
+
+async def claim(connection: Connection, epoch: int) -> list[ClaimedCommand]:
+    return await commands.claim(connection, SERVER, [(NEURON, epoch)])
+
+
+async def update(
+    connection: Connection, epoch: int, sequence: int, change: CommandUpdate
+) -> ingest.Outcome:
+    item = DurableItem(NEURON, epoch, "spool-1", sequence, change)
+    return await ingest.apply(connection, (), (item,), (), oldest_point=timedelta(days=1))
+
+
+async def test_higher_priority_goes_first_and_then_the_older(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    older = await issue(database)
+    await issue(database)
+    urgent = await issue(database, priority=9)
+    assert [c.command_id for c in await claim(connection, epoch)] == [urgent, older]
+
+
+async def test_a_neuron_gets_no_more_than_it_has_places_for_and_control_needs_none(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    for _ in range(3):
+        await issue(database)
+    stop = await issue(database, control=True)
+    taken = [c.command_id for c in await claim(connection, epoch)]
+    assert (len(taken), taken[0]) == (3, stop)
+    assert await claim(connection, epoch) == []
+
+
+async def test_a_finished_command_frees_its_place(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    waiting = [await issue(database) for _ in range(3)]
+    first, _ = await claim(connection, epoch)
+    done = Finished(CommandState.SUCCEEDED, {}, None, None, "")
+    await update(connection, epoch, 1, CommandUpdate(first.command_id, 1, done))
+    assert [c.command_id for c in await claim(connection, epoch)] == [waiting[2]]
+
+
+async def test_a_command_waits_for_its_time(database: Database, connection: Connection) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    await issue(database, not_before=timedelta(minutes=1))
+    assert await claim(connection, epoch) == []
+    assert await commands.neurons_with_work(connection, SERVER) == []
+
+
+async def test_a_superseded_session_claims_nothing(
+    database: Database, connection: Connection
+) -> None:
+    old = (await open_session(database, NEURON)).epoch
+    new = (await open_session(database, NEURON)).epoch
+    await issue(database)
+    assert await claim(connection, old) == []
+    assert len(await claim(connection, new)) == 1
+
+
+async def test_what_was_in_flight_is_sent_again_to_the_next_session_with_the_same_attempt(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    command_id = await issue(database)
+    await claim(connection, epoch)
+    await update(connection, epoch, 1, CommandUpdate(command_id, 1, Accepted()))
+    epoch = (await open_session(database, NEURON)).epoch
+    assert await commands.neurons_with_work(connection, SERVER) == [NEURON]
+    (again,) = await claim(connection, epoch)
+    assert (again.command_id, again.attempt, again.again) == (command_id, 1, True)
+    async with database.begin() as reading:
+        record = await commands.get(reading, command_id)
+    assert record is not None
+    assert record.state is CommandState.ACCEPTED
+
+
+async def test_what_the_neuron_says_is_running_is_not_sent_again(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    command_id = await issue(database)
+    await claim(connection, epoch)
+    epoch = (await open_session(database, NEURON, running=[(command_id, 1)])).epoch
+    assert await claim(connection, epoch) == []
+    assert await commands.neurons_with_work(connection, SERVER) == []
+
+
+async def test_a_queued_command_expires_and_a_running_one_does_not(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    running = await issue(database)
+    await claim(connection, epoch)
+    queued = await issue(database, not_before=timedelta(seconds=-2), expire=timedelta(seconds=-1))
+    assert await commands.expire(connection, SERVER) == [queued]
+    async with database.begin() as reading:
+        ended = await commands.get(reading, queued)
+        going = await commands.get(reading, running)
+        history = await commands.transitions(reading, queued)
+    assert ended is not None
+    assert going is not None
+    assert (ended.state, going.state) == (CommandState.EXPIRED, CommandState.SENT)
+    assert [t.state for t in history] == [CommandState.QUEUED, CommandState.EXPIRED]
+
+
+async def test_the_same_request_id_issues_once(database: Database) -> None:
+    now = datetime.now(UTC)
+    new = NewCommand(
+        neuron_id=NEURON,
+        issuer="admin",
+        request_id="r-1",
+        request_hash=b"h",
+        type="run",
+        data={},
+        control=False,
+        priority=5,
+        not_before_time=None,
+        expire_time=now + timedelta(hours=1),
+        run_timeout=None,
+    )
+    async with database.begin() as connection:
+        first, _, made = await commands.insert_command(connection, new)
+        second, request_hash, made_again = await commands.insert_command(connection, new)
+    assert (made, made_again, request_hash) == (True, False, b"h")
+    assert second.command_id == first.command_id

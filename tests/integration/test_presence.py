@@ -1,0 +1,212 @@
+"""When neurons go down: the SQL says what the domain's rule says, and who sweeps waits first."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest_asyncio
+from sqlalchemy import text
+
+from federation_server.domain.neuron import Presence
+from federation_server.domain.presence import Signs, judge
+from federation_server.live.metrics import Metrics
+from federation_server.live.sweeper import Sweeper
+from federation_server.live.watchers import CommandWatchers
+from federation_server.store import presence, servers
+from federation_server.store.database import Connection, Database
+from tests.support.neurons import open_session, put_neuron
+from tests.support.waiting import eventually
+
+TIMEOUT = timedelta(seconds=100)
+OFFLINE_AFTER = timedelta(seconds=30)
+AGES: tuple[int | None, ...] = (None, 10, 120, 250)
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest_asyncio.fixture
+async def connection(database: Database) -> AsyncIterator[Connection]:
+    async with await database.connect("test") as connection:
+        yield connection
+
+
+async def rows(database: Database, query: str) -> list[Any]:
+    async with database.begin() as connection:
+        return list((await connection.execute(text(query))).mappings())
+
+
+async def age(database: Database, neuron_id: str, **seconds: int) -> None:
+    """Moves times of a neuron's state into the past."""
+    changes = ", ".join(f"{name} = now() - interval '{s} s'" for name, s in seconds.items())
+    async with database.begin() as connection:
+        await connection.execute(
+            text(f"UPDATE neuron_states SET {changes} WHERE neuron_id = :n"),  # noqa: S608
+            {"n": neuron_id},
+        )
+
+
+async def test_the_sweep_judges_as_the_domain_does(
+    database: Database, connection: Connection
+) -> None:
+    cases = list(
+        itertools.product(
+            (Presence.ONLINE, Presence.SUSPECT, Presence.OFFLINE),
+            (10, 40),
+            ((True, None), (False, 10), (False, 120), (False, None)),
+            AGES,
+        )
+    )
+    async with database.begin() as writing:
+        for number, (was, since, (is_open, closed), beat) in enumerate(cases):
+            neuron_id = f"n{number}"
+            await put_neuron(writing, neuron_id, heartbeat_timeout=TIMEOUT)
+            await writing.execute(
+                text(
+                    "UPDATE neuron_states SET presence = cast(:p AS presence),"
+                    " presence_time = now() - make_interval(secs => :since),"
+                    " session_open = :o, session_open_time = now() - interval '150 s',"
+                    " session_close_time = now() - make_interval(secs => :closed),"
+                    " last_heartbeat_time = now() - make_interval(secs => :beat)"
+                    " WHERE neuron_id = :n"
+                ),
+                {
+                    "n": neuron_id,
+                    "p": was.value,
+                    "since": since,
+                    "o": is_open,
+                    "closed": closed,
+                    "beat": beat,
+                },
+            )
+    before = await rows(database, "SELECT *, now() AS now FROM neuron_states")
+    expected = {
+        row["neuron_id"]: judge(
+            Signs(
+                presence=Presence(row["presence"]),
+                presence_time=row["presence_time"],
+                session_open=row["session_open"],
+                session_open_time=row["session_open_time"],
+                session_close_time=row["session_close_time"],
+                last_heartbeat_time=row["last_heartbeat_time"],
+                heartbeat_timeout=row["heartbeat_timeout"],
+            ),
+            row["now"],
+            offline_after=OFFLINE_AFTER,
+        )
+        for row in before
+    }
+    await presence.sweep(connection, offline_after=OFFLINE_AFTER)
+    after = await rows(database, "SELECT neuron_id, presence FROM neuron_states")
+    assert {row["neuron_id"]: row["presence"] for row in after} == expected
+    assert len(set(expected.values())) == 3
+
+
+async def test_a_lost_stream_is_suspect_and_then_offline(
+    database: Database, connection: Connection
+) -> None:
+    async with database.begin() as writing:
+        await put_neuron(writing, "n")
+    await open_session(database, "n")
+    async with database.begin() as writing:
+        await writing.execute(
+            text(
+                "UPDATE neuron_states SET session_open = false, session_close_time = now(),"
+                " presence = 'SUSPECT', presence_time = now(), presence_reason = 'stream lost'"
+            )
+        )
+    assert await presence.sweep(connection, offline_after=OFFLINE_AFTER) == []
+    await age(database, "n", presence_time=31, session_close_time=31)
+    assert await presence.sweep(connection, offline_after=OFFLINE_AFTER) == [
+        ("n", Presence.OFFLINE, "stream lost")
+    ]
+
+
+async def test_the_sessions_of_a_dead_server_are_closed_and_a_living_ones_are_not(
+    database: Database, connection: Connection
+) -> None:
+    await servers.renew(connection, "alive", "0")
+    async with database.begin() as writing:
+        for neuron_id in ("a", "b"):
+            await put_neuron(writing, neuron_id)
+    await open_session(database, "a", server_id="alive")
+    await open_session(database, "b", server_id="dead")
+    assert await presence.close_lost_sessions(connection) == 1
+    found = await rows(
+        database, "SELECT neuron_id, presence, session_open FROM neuron_states ORDER BY 1"
+    )
+    assert [tuple(row.values()) for row in found] == [
+        ("a", "ONLINE", True),
+        ("b", "SUSPECT", False),
+    ]
+
+
+def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweeper:
+    return Sweeper(
+        database,
+        server_id,
+        Metrics(),
+        CommandWatchers(),
+        offline_after=OFFLINE_AFTER,
+        patience=patience,
+        heartbeat_retention=timedelta(days=7),
+        analytics_retention=timedelta(days=30),
+    )
+
+
+async def test_a_sweeper_that_has_just_begun_marks_nobody_down(database: Database) -> None:
+    async with database.begin() as writing:
+        await put_neuron(writing, "n", heartbeat_timeout=timedelta(seconds=1))
+    await open_session(database, "n", server_id="dead")
+    await age(database, "n", session_open_time=3600)
+    patient = asyncio.create_task(sweeper(database, "s", patience=timedelta(days=1)).run())
+
+    async def swept() -> bool:
+        found = await rows(database, "SELECT count(*) AS n FROM pg_inherits")
+        return bool(found[0]["n"])
+
+    await eventually(swept, describe="a sweep has made partitions")
+    found = await rows(database, "SELECT presence FROM neuron_states")
+    assert found[0]["presence"] == "ONLINE"
+    patient.cancel()
+    await asyncio.gather(patient, return_exceptions=True)
+
+
+async def test_one_sweeper_sweeps_and_the_next_takes_over_when_it_ends(
+    database: Database,
+) -> None:
+    first = sweeper(database, "first", patience=timedelta())
+    second = sweeper(database, "second", patience=timedelta())
+    running = asyncio.create_task(first.run())
+
+    async def active(one: Sweeper) -> bool:
+        return one._metrics.registry.get_sample_value("federation_sweeper_active") == 1
+
+    await eventually(lambda: active(first), describe="the first one sweeps")
+    waiting = asyncio.create_task(second.run())
+    assert not await active(second)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await eventually(lambda: active(second), describe="the second one took over")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_partitions_beyond_the_retention_are_dropped(
+    database: Database, connection: Connection
+) -> None:
+    from federation_server.store import partitions
+
+    today = datetime.now(UTC).date()
+    days = [today - timedelta(days=offset) for offset in (0, 6, 8, 40)]
+    await partitions.ensure(connection, ("heartbeats",), days)
+    dropped = await partitions.drop_before(connection, "heartbeats", today - timedelta(days=7))
+    assert dropped == [f"heartbeats_{day:%Y%m%d}" for day in sorted(days)[:2]]
