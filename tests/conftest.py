@@ -1,0 +1,52 @@
+"""Fixtures that tests of every kind use: databases, and a folder for an embedded PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from tests.support.postgres import Server, passable_folder, running_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A running PostgreSQL: DATABASE_URL's, else one embedded for this session."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres: Server) -> Iterator[str]:
+    """The name of a migrated database to clone. Never connect to it."""
+    # Here and not above: a test that needs no schema runs without the code that makes one.
+    from federation_server.store import migrate
+
+    with postgres.database() as url:
+        migrate.upgrade(url)
+        name = make_url(url).database
+        assert name is not None
+        yield name
+
+
+@pytest.fixture
+def database_url(postgres: Server, template_database: str) -> Iterator[str]:
+    """SQLAlchemy's URL of a migrated database of the test's own."""
+    with postgres.database(template=template_database) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres: Server) -> Iterator[str]:
+    """SQLAlchemy's URL of an empty database of the test's own."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A temporary folder with a short path that PostgreSQL's account may pass through."""
+    with passable_folder() as path:
+        yield path
