@@ -21,7 +21,7 @@ LOCK = 0x6665_6465_7261_7465
 """The advisory lock that one upgrade holds at a time: "federate" in ASCII."""
 
 
-class SchemaOutdated(RuntimeError):
+class SchemaMismatch(RuntimeError):
     """The schema is not the one that this server was written for; the message says what to do."""
 
 
@@ -33,7 +33,7 @@ def upgrade(url: str) -> None:
 
     Raises:
         DatabaseUrlError: `url` is no URL of PostgreSQL.
-        SchemaOutdated: the schema is newer than this server.
+        SchemaMismatch: the schema is newer than this server.
         sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
     """
     config = _config()
@@ -61,7 +61,7 @@ async def check(database: Database) -> None:
     """Returns if the schema is the one that this server was written for.
 
     Raises:
-        SchemaOutdated: it is not.
+        SchemaMismatch: it is not.
         sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
     """
     scripts = ScriptDirectory.from_config(_config())
@@ -72,13 +72,13 @@ async def check(database: Database) -> None:
         return
     _refuse_newer(scripts, revision)
     found = "there is no schema yet" if revision is None else f"the schema is at {revision}"
-    raise SchemaOutdated(f"{found}, this server needs {needed}: run `federation migrate`")
+    raise SchemaMismatch(f"{found}, this server needs {needed}: run `federation migrate`")
 
 
 def _refuse_newer(scripts: ScriptDirectory, revision: str | None) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if revision is not None and revision not in known:
-        raise SchemaOutdated(
+        raise SchemaMismatch(
             f"the schema is at {revision}, newer than this server: upgrade the server"
         )
 
