@@ -1,0 +1,126 @@
+"""The processes of a benchmark: a federation, the echo, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that answers."""
+
+    address: str
+    process: psutil.Process
+    started_s: float
+    """From the start of its process to its first answer."""
+    admin_key: str = ""
+    metrics_port: int = 0
+    data_dir: Path = Path()
+
+    def cpu_s(self) -> float:
+        """The processor time that it has used itself."""
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+    def database_cpu_s(self) -> float:
+        """The processor time of its PostgreSQL, with processes that have ended."""
+        total = 0.0
+        for child in self.process.children():
+            if "postgres" in child.name():
+                for process in (child, *child.children()):
+                    times = process.cpu_times()
+                    total += times.user + times.system
+                times = child.cpu_times()
+                total += times.children_user + times.children_system
+        return total
+
+    def rss_mb(self) -> float:
+        """Its resident memory, in 10^6 bytes."""
+        return self.process.memory_info().rss / 1e6
+
+
+@contextmanager
+def federation(*, demo: bool = False, **settings: str) -> Iterator[Served]:
+    """`federation up` in a folder of its own, on free ports."""
+    folder = Path(tempfile.mkdtemp(prefix="fed-"))
+    folder.chmod(0o755)
+    key = secrets.token_urlsafe(32)
+    port, metrics_port = _free_ports()
+    environment = os.environ | {
+        "FEDERATION_DATA_DIR": str(folder / "data"),
+        "FEDERATION_PORT": str(port),
+        "FEDERATION_METRICS_PORT": str(metrics_port),
+        "FEDERATION_LOG_LEVEL": "WARNING",
+        "ADMIN_API_KEY": key,
+        **settings,
+    }
+    environment.pop("DATABASE_URL", None)
+    command = [str(BIN / "federation"), "up", "--demo" if demo else "--no-demo"]
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        _wait_for(process, "federation serves")
+        yield Served(
+            f"127.0.0.1:{port}",
+            psutil.Process(process.pid),
+            time.monotonic() - began,
+            key,
+            metrics_port,
+            folder / "data",
+        )
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def echo() -> Iterator[Served]:
+    """The bare echo server."""
+    command = [sys.executable, "-m", "benchmarks.echo"]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        port = _wait_for(process, "").strip()
+        yield Served(f"127.0.0.1:{port}", psutil.Process(process.pid), time.monotonic() - began)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait_for(process: subprocess.Popen[str], text: str, *, within_s: float = 60.0) -> str:
+    assert process.stdout is not None
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        readable, _, _ = select.select([process.stdout], [], [], 1.0)
+        if readable:
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the process ended with {process.wait()}")
+            if text in line:
+                return line
+    raise TimeoutError(f"not within {within_s} s: {text!r}")
+
+
+def _free_ports() -> tuple[int, int]:
+    import socket  # noqa: PLC0415 - used here alone
+
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], two.getsockname()[1]
