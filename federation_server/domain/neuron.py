@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -108,3 +109,67 @@ class NeuronDescription:
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: JsonObject = field(default_factory=dict)
     max_concurrent_commands: int = DEFAULT_MAX_CONCURRENT_COMMANDS
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A neuron's current or last session; its stream is open while `open` is true."""
+
+    session_id: str
+    epoch: int
+    open: bool
+    open_time: datetime | None
+    close_time: datetime | None
+    instance_id: str
+    sdk_name: str
+    sdk_version: str
+    server_id: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over a neuron's whole life."""
+
+    requests: int
+    failed_requests: int
+    response_ms: float
+    uptime_s: float
+
+    @property
+    def mean_response_ms(self) -> float:
+        """The mean response time over all requests; 0 without requests."""
+        return self.response_ms / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronRecord:
+    """A neuron as the federation knows it.
+
+    The numbers from `health_score` to `uptime_s` are the last heartbeat's; None where it did not
+    say them, or where none ever came.
+    """
+
+    description: NeuronDescription
+    overridden_fields: Sequence[str]
+    lifecycle: Lifecycle
+    lifecycle_reason: str
+    presence: Presence
+    presence_time: datetime
+    presence_reason: str
+    create_time: datetime
+    update_time: datetime
+    session: SessionRecord | None
+    last_heartbeat_time: datetime | None
+    health_score: float | None
+    cpu_percent: float | None
+    memory_percent: float | None
+    error_rate_percent: float | None
+    mean_response_ms: float | None
+    uptime_s: float | None
+    totals: Totals
+
+    @property
+    def neuron_id(self) -> str:
+        """The neuron's name in the fleet."""
+        return self.description.neuron_id
