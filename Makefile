@@ -124,7 +124,7 @@ $(STUBS): $(BUILD_LOCKED) hatch_build.py proto/federation/v1 $(PROTOS)
 $(INSTALLED): $(LOCKED) $(STUBS) pyproject.toml federation_server/__init__.py
 	@echo "Installing federation into $(VENV) …"
 	@rm -rf $(BUILD)/dist
-	@PATH="$(CURDIR)/$(BUILD)/bin:$$PATH" $(BUILD)/bin/python -m hatchling build -t wheel:editable -d $(BUILD)/dist >/dev/null
+	@PATH="$(CURDIR)/$(BUILD)/bin:$$PATH" $(BUILD)/bin/python -c 'from hatchling.build import build_editable; build_editable("$(BUILD)/dist")'
 	@$(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall $(BUILD)/dist/*.whl
 	@touch $@
 
