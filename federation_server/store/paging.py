@@ -1,0 +1,121 @@
+"""Pages of a list, by keyset: a page begins after the last row of the page before.
+
+A page token holds that row's sort values, and a digest of what was asked: with another filter or
+order it is refused. It is not a secret and needs no signature, because it can only say where to
+begin in a list that the caller may read anyway.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, Select, and_, literal, or_
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+
+
+class PageTokenInvalid(ValueError):
+    """A page token is not one of this list, or the filter or the order has changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class SortKey:
+    """A column to sort by. Rows without a value come last, in either direction."""
+
+    column: ColumnElement[Any]
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a caller asks for: how many rows, after which, of which list."""
+
+    size: int
+    after: Sequence[Any] | None
+    digest: str
+
+    def apply(self, query: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
+        """The query for this page and one row more, which tells whether there is a next page."""
+        order: list[ColumnElement[Any]] = []
+        for key in keys:
+            ordered = key.column.desc() if key.descending else key.column.asc()
+            order.append(ordered.nulls_last())
+        if self.after is not None:
+            query = query.where(_beyond(keys, self.after))
+        return query.order_by(*order).limit(self.size + 1)
+
+    def next_token(self, rows: Sequence[Any], values: Sequence[Any]) -> str:
+        """The token of the page after `rows`, whose last shown row has those sort values; empty
+        if there is none.
+        """
+        if len(rows) <= self.size:
+            return ""
+        return _encode([self.digest, *values])
+
+
+def page(size: int, token: str, *asked: str) -> Page:
+    """The page of a list that `asked` identifies: its name, its filter, its order.
+
+    Raises:
+        PageTokenInvalid: the token is not of this list.
+    """
+    size = min(size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    digest = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
+    if not token:
+        return Page(size, None, digest)
+    found, *after = _decode(token)
+    if found != digest:
+        raise PageTokenInvalid("the page_token belongs to another list, filter or order")
+    return Page(size, after, digest)
+
+
+def _beyond(keys: Sequence[SortKey], after: Sequence[Any]) -> ColumnElement[bool]:
+    """Rows that come after the one with those sort values: the first key that differs decides."""
+    if len(keys) != len(after):
+        raise PageTokenInvalid("the page_token belongs to another list, filter or order")
+    alternatives = []
+    same: list[ColumnElement[bool]] = []
+    for key, raw in zip(keys, after, strict=True):
+        if raw is None:  # among the rows without a value, which are last: only ties go on
+            same.append(key.column.is_(None))
+            continue
+        value = literal(_restored(raw, key.column), key.column.type)
+        further = key.column < value if key.descending else key.column > value
+        alternatives.append(and_(*same, or_(further, key.column.is_(None))))
+        same.append(key.column == value)
+    return or_(*alternatives) if alternatives else and_(*same)
+
+
+def _restored(raw: Any, column: ColumnElement[Any]) -> Any:
+    """A sort value as the column has it; a token that was tampered with is refused here."""
+    kind = column.type.python_type
+    try:
+        if kind is datetime:
+            return datetime.fromisoformat(raw)
+        if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+            raise TypeError(raw)
+        return kind(raw)
+    except (TypeError, ValueError, KeyError):
+        raise PageTokenInvalid("the page_token is damaged") from None
+
+
+def _encode(values: Sequence[Any]) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
+
+
+def _decode(token: str) -> list[Any]:
+    try:
+        values = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except (binascii.Error, ValueError):
+        raise PageTokenInvalid("the page_token is damaged") from None
+    if not isinstance(values, list) or not values:
+        raise PageTokenInvalid("the page_token is damaged")
+    return values
