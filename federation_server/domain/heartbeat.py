@@ -47,3 +47,11 @@ class Heartbeat(NamedTuple):
     host: str | None
     dependencies: str | None
     versions: str | None
+
+
+class StoredHeartbeat(NamedTuple):
+    """A heartbeat in the history: when it came, and on which session (0: on none)."""
+
+    receive_time: datetime
+    epoch: int
+    heartbeat: Heartbeat
