@@ -1,0 +1,237 @@
+"""What every command of the console shares: its options, its exit codes, its help.
+
+`noun` makes a group, `leaf` a command in it. A leaf's function takes a `Session` first; the
+options --json, --server, --key and --timeout are added here, and whatever goes wrong becomes a
+line on stderr and an exit code here, so that no command does either itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from federation_server.console.client import Federation
+    from federation_server.console.render import Output
+
+P = ParamSpec("P")
+
+EXIT_FAILED = 1
+"""The federation refused, or what was ordered did not succeed."""
+EXIT_USAGE = 2
+"""The command was written wrongly, or there is no key to call with; nothing was asked."""
+EXIT_UNAVAILABLE = 3
+"""The federation did not answer; the same command may work later."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C."""
+EXIT_PIPE = 141
+"""Whoever read our output went away."""
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 refused, or it did not succeed; 2 wrong usage or no key;"
+    " 3 no answer; 130 Ctrl-C."
+)
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S = 10.0
+_PANEL = "Connection and output"
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON: one document, or one a line.", rich_help_panel=_PANEL),
+]
+Server = Annotated[
+    str,
+    typer.Option(
+        help="The federation's address.",
+        metavar="HOST:PORT",
+        envvar="FEDERATION_SERVER",
+        rich_help_panel=_PANEL,
+    ),
+]
+Key = Annotated[
+    str,
+    typer.Option(
+        help="An admin's API key; else FEDERATION_ADMIN_KEY, ADMIN_API_KEY, or the file admin.key"
+        " that `federation up` keeps.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        help="How many seconds an answer may take.",
+        min=0.1,
+        max=86400,
+        rich_help_panel=_PANEL,
+    ),
+]
+
+_SHARED: dict[str, tuple[Any, Any]] = {
+    "json": (Json, False),
+    "server": (Server, DEFAULT_SERVER),
+    "key": (Key, ""),
+    "timeout": (Timeout, DEFAULT_TIMEOUT_S),
+}
+"""The options of every command: each with its type and its default."""
+
+
+class Failure(Exception):
+    """A command cannot go on: lines for people, the first of them the whole story, and a code."""
+
+    def __init__(self, *lines: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command works with: somebody to ask and somewhere to say it."""
+
+    federation: Federation
+    out: Output
+
+
+def leaf(
+    app: typer.Typer, name: str, *, example: str
+) -> Callable[[Callable[Concatenate[Session, P], int | None]], Callable[..., None]]:
+    """Makes a function a command.
+
+    The function gets a Session and its own options, and returns an exit code (None: 0).
+
+    Args:
+        app: the noun.
+        name: the command's name in it.
+        example: a worked example for --help, without "federation ".
+    """
+
+    def add(function: Callable[Concatenate[Session, P], int | None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(*args: P.args, **options: P.kwargs) -> None:
+            shared = {name: options.pop(name) for name in _SHARED}
+            with _told() as told:
+                session = _open(**shared)
+                with session.federation:
+                    told.exit_code = function(session, *args, **options) or 0
+                    sys.stdout.flush()
+            if told.exit_code:
+                raise typer.Exit(told.exit_code)
+
+        _sign(command, function)
+        epilog = f"Example:  federation {example}\n\n{EXIT_CODES}"
+        app.command(name, epilog=epilog)(command)
+        return command
+
+    return add
+
+
+def noun(help_text: str, *, default: str | None = None) -> typer.Typer:
+    """A group of commands.
+
+    Args:
+        help_text: what it is about.
+        default: the command that is meant where the first word names none.
+    """
+    group = type("Noun", (OptionsAnywhere,), {"default": default})
+    app = typer.Typer(cls=group, help=help_text, no_args_is_help=True, add_completion=False)
+    app.callback()(lambda: None)
+    app.info.help = help_text
+    return app
+
+
+class OptionsAnywhere(TyperGroup):
+    """A group that takes its commands' shared options also before the command's name."""
+
+    default: str | None = None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Moves the shared options behind the command's name."""
+        early, rest = _shared_options(args)
+        if self.default and rest and rest[0] not in {*self.commands, "--help"}:
+            rest = [self.default, *rest]
+        if not rest:
+            return super().parse_args(ctx, early)
+        return super().parse_args(ctx, [rest[0], *early, *rest[1:]])
+
+
+def _shared_options(args: list[str]) -> tuple[list[str], list[str]]:
+    """The shared options at the beginning, and what follows them."""
+    end = 0
+    while end < len(args):
+        name, assigned, _ = args[end].partition("=")
+        if name == "--json":
+            end += 1
+        elif name in {"--server", "--key", "--timeout"}:
+            end += 1 if assigned else 2
+        else:
+            break
+    return args[:end], args[end:]
+
+
+def _sign(command: Callable[..., None], function: Callable[..., Any]) -> None:
+    """Gives `command` the parameters that typer is to see: the function's own and the shared."""
+    hints = get_type_hints(function, include_extras=True)
+    _, *own = inspect.signature(function).parameters.values()
+    parameters = [each.replace(annotation=hints[each.name]) for each in own]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _SHARED.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+def _open(*, json: Any, server: Any, key: Any, timeout: Any) -> Session:
+    # Here and not above: the root's help needs neither gRPC nor rich.
+    from federation_server.console.client import Address, Federation, find_key  # noqa: PLC0415
+    from federation_server.console.render import Output  # noqa: PLC0415
+
+    out = Output(json=json)
+    return Session(Federation(Address.parse(server), find_key(key), timeout), out)
+
+
+class _told:  # noqa: N801 - reads as a statement
+    """Turns what ends a command early into lines on stderr and an exit code."""
+
+    exit_code = 0
+
+    def __enter__(self) -> _told:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        del kind, trace
+        match error:
+            case Failure():
+                self.exit_code = error.exit_code
+                _say(error.lines)
+            case KeyboardInterrupt():
+                self.exit_code = EXIT_INTERRUPTED
+            case BrokenPipeError():
+                self.exit_code = EXIT_PIPE
+                # The interpreter flushes stdout once more at its end; let it go nowhere.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            case UnicodeEncodeError():
+                self.exit_code = EXIT_USAGE
+                _say(("an argument is not valid UTF-8",))
+            case _:
+                return False
+        return True
+
+
+def _say(lines: tuple[str, ...]) -> None:
+    from federation_server.console.wording import clean  # noqa: PLC0415 - as in _open
+
+    first, *rest = (clean(line) for line in lines)
+    typer.echo(f"federation: {first}", err=True)
+    for line in rest:
+        typer.echo(f"  {line}", err=True)

@@ -1,0 +1,217 @@
+"""`federation neurons …`: see and steer neurons."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import typer
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.json_format import ParseDict, ParseError
+
+from federation.v1 import fleet_service_pb2 as pb
+from federation.v1.neuron_pb2 import Neuron, NeuronDescription
+from federation_server.console import heartbeat_view, neuron_view, neuron_watch, values
+from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.wire import timestamp
+
+app = noun("See and steer neurons.")
+
+NeuronId = Annotated[str, typer.Argument(metavar="NEURON", help="The neuron's id.")]
+FILTER_HELP = (
+    "Which neurons, by neuron_id, name, type, language, version, lifecycle, presence,"
+    " health_score, cpu_percent, memory_percent, error_rate_percent, mean_response_ms,"
+    " last_heartbeat_time, create_time, update_time, labels.KEY, capabilities, dependencies."
+)
+Filter = Annotated[str, typer.Option("--filter", help=FILTER_HELP)]
+OrderBy = Annotated[
+    str,
+    typer.Option(
+        help="neuron_id, name, type, presence, health_score, last_heartbeat_time or create_time;"
+        " with ' desc' for the reverse."
+    ),
+]
+Reason = Annotated[str, typer.Option(help="Why, for people.")]
+
+
+@leaf(
+    app,
+    "list",
+    example="neurons list --filter 'type = \"scraper\" AND NOT presence = ONLINE'",
+)
+def list_neurons(
+    session: Session,
+    *,
+    filter_text: Filter = "",
+    order_by: OrderBy = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 0,
+) -> None:
+    """The neurons, one a line."""
+    federation, out = session.federation, session.out
+    request = pb.ListNeuronsRequest(filter=filter_text, order_by=order_by)
+    answer = federation.pages(federation.fleet.ListNeurons, request, "neurons", limit=limit)
+    if out.json:
+        out.document(answer)
+    elif not answer.neurons:
+        out.note("no neuron matches" if filter_text else "no neuron has registered yet")
+    else:
+        out.table(neuron_view.COLUMNS, map(neuron_view.row, answer.neurons))
+        if answer.next_page_token:
+            out.note(f"the first {limit}; there are more (--limit 0 shows all)")
+
+
+@leaf(app, "show", example="neurons show python-processor-001")
+def show(session: Session, neuron: NeuronId) -> None:
+    """All that is known of one neuron."""
+    federation = session.federation
+    request = pb.GetNeuronRequest(neuron_id=neuron)
+    answer = federation.call(federation.fleet.GetNeuron, request)
+    _show(session, answer.neuron)
+
+
+@leaf(app, "watch", example="neurons watch --filter 'type = \"scraper\"'")
+def watch(
+    session: Session,
+    *,
+    filter_text: Filter = "",
+    order_by: OrderBy = "",
+    interval: Annotated[
+        timedelta, typer.Option(parser=values.span, metavar="SPAN", help="How often to look.")
+    ] = "1s",  # type: ignore[assignment]  # read by the parser
+) -> None:
+    """The neurons as they are, again and again, until Ctrl-C.
+
+    On a terminal a table; in a pipe or with --json one JSON object for each neuron that was added,
+    changed or removed. Goes on when the federation is away for a while.
+    """
+    neuron_watch.watch(
+        session, filter_text=filter_text, order_by=order_by, interval=interval.total_seconds()
+    )
+
+
+@leaf(app, "update", example='neurons update scraper-7 --set labels=\'{"zone":"eu"}\'')
+def update(
+    session: Session,
+    neuron: NeuronId,
+    *,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="A field's new value, as JSON or as text: name, base_url, healthcheck_endpoint,"
+            " resource_requirements, deployment, alert_thresholds, auto_restart, labels, metadata,"
+            " max_concurrent_commands. It is replaced as a whole.",
+        ),
+    ] = None,
+    release: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD", help="A field to give back: the neuron's next start sets it again."
+        ),
+    ] = None,
+) -> None:
+    """Changes a neuron's description; the change outlives the neuron's next start."""
+    if not (assign or release):
+        raise typer.BadParameter("say what to change with --set or --release")
+    federation = session.federation
+    fields = values.fields(assign or [])
+    request = pb.UpdateNeuronRequest(
+        neuron_id=neuron,
+        description=_description(fields),
+        update_mask=FieldMask(paths=sorted(fields)),
+        release_mask=FieldMask(paths=release or []),
+    )
+    _show(session, federation.call(federation.fleet.UpdateNeuron, request).neuron)
+
+
+@leaf(app, "deactivate", example="neurons deactivate scraper-7 --reason 'bad data since noon'")
+def deactivate(session: Session, neuron: NeuronId, *, reason: Reason = "") -> None:
+    """Shuts a neuron out until it is activated: its stream ends within seconds."""
+    federation = session.federation
+    request = pb.DeactivateNeuronRequest(neuron_id=neuron, reason=reason)
+    answer = federation.call(federation.fleet.DeactivateNeuron, request)
+    _changed(session, answer.neuron, "is deactivated")
+
+
+@leaf(app, "activate", example="neurons activate scraper-7")
+def activate(session: Session, neuron: NeuronId, *, reason: Reason = "") -> None:
+    """Lets a deactivated neuron come back."""
+    federation = session.federation
+    request = pb.ActivateNeuronRequest(neuron_id=neuron, reason=reason)
+    answer = federation.call(federation.fleet.ActivateNeuron, request)
+    _changed(session, answer.neuron, "is active")
+
+
+@leaf(app, "delete", example="neurons delete scraper-7 --yes")
+def delete(
+    session: Session,
+    neuron: NeuronId,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is not OFFLINE.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Forgets a neuron, its commands and all its history. There is no way back."""
+    federation, out = session.federation, session.out
+    if not yes and not typer.confirm(f"Forget {neuron} and all its history?", err=True):
+        out.note("nothing is deleted")
+        raise typer.Exit(1)
+    request = pb.DeleteNeuronRequest(neuron_id=neuron, force=force)
+    answer = federation.call(federation.fleet.DeleteNeuron, request)
+    if out.json:
+        out.document(answer)
+    else:
+        out.line(f"{neuron} is forgotten")
+
+
+@leaf(app, "heartbeats", example="neurons heartbeats scraper-7 --since 15m")
+def heartbeats(
+    session: Session,
+    neuron: NeuronId,
+    *,
+    since: Annotated[
+        datetime | None,
+        typer.Option(parser=values.past, metavar="SPAN|TIME", help="Not before this."),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(parser=values.past, metavar="SPAN|TIME", help="Before this."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 20,
+) -> None:
+    """A neuron's heartbeats, newest first."""
+    federation, out = session.federation, session.out
+    request = pb.ListHeartbeatsRequest(
+        neuron_id=neuron, start_time=timestamp(since), end_time=timestamp(until)
+    )
+    answer = federation.pages(federation.fleet.ListHeartbeats, request, "heartbeats", limit=limit)
+    if out.json:
+        out.document(answer)
+    elif not answer.heartbeats:
+        out.note("no heartbeat in that time")
+    else:
+        rows = map(heartbeat_view.row, answer.heartbeats)
+        out.table(heartbeat_view.COLUMNS, rows)
+        if answer.next_page_token:
+            out.note(f"the newest {limit}; there are more (--limit)")
+
+
+def _description(fields: dict[str, object]) -> NeuronDescription:
+    try:
+        return ParseDict(fields, NeuronDescription())
+    except ParseError as error:
+        raise typer.BadParameter(f"--set: {error}") from None
+
+
+def _show(session: Session, neuron: Neuron) -> None:
+    if session.out.json:
+        session.out.document(neuron)
+    else:
+        neuron_view.show(session.out, neuron)
+
+
+def _changed(session: Session, neuron: Neuron, what: str) -> None:
+    if session.out.json:
+        session.out.document(neuron)
+    else:
+        session.out.line(f"{neuron.neuron_id} {what}")
