@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import psycopg
 import structlog
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import set_json_dumps, set_json_loads
 from sqlalchemy import URL, func, make_url, select
 from sqlalchemy.exc import ArgumentError
@@ -86,7 +87,10 @@ class Database:
     @property
     def conninfo(self) -> str:
         """The same place, as libpq writes it. Holds the password: never log it."""
-        return self.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        # Not as a URL: there SQLAlchemy writes a blank in the socket's path as +, libpq wants %20.
+        parts = self.url.translate_connect_args(username="user", database="dbname")
+        options = {name: ",".join(values) for name, values in self.url.normalized_query.items()}
+        return make_conninfo(**parts | options)
 
     @property
     def place(self) -> str:

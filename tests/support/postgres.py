@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, make_url
 
 from federation_server.store.embedded import EmbeddedPostgres
@@ -63,8 +64,11 @@ class Server:
 
 
 def libpq(url: URL | str) -> str:
-    """The same URL as libpq, and so psycopg itself, reads it."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    """The same as libpq, and so psycopg itself, reads it."""
+    url = make_url(url)
+    parts = url.translate_connect_args(username="user", database="dbname")
+    options = {name: ",".join(values) for name, values in url.normalized_query.items()}
+    return make_conninfo(**parts | options)
 
 
 @contextmanager

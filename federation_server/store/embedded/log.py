@@ -50,12 +50,15 @@ class BoundedLog:
         """A place to read from later: the end as it is now."""
         return self.path.stat().st_size
 
-    def complaint_since(self, mark: int) -> str:
-        """The last line since `mark` that complains, without its prefix; else the last line."""
+    def read_since(self, mark: int) -> str:
+        """All that was written since `mark`."""
         with self.path.open("rb") as log:
             log.seek(mark)
-            lines = log.read().decode(errors="replace").split("\n")
-        spoken = [line.strip() for line in lines if line.strip()]
+            return log.read().decode(errors="replace")
+
+    def complaint_since(self, mark: int) -> str:
+        """The last line since `mark` that complains, without its prefix; else the last line."""
+        spoken = [line.strip() for line in self.read_since(mark).split("\n") if line.strip()]
         for sign in _COMPLAINTS:
             for line in reversed(spoken):
                 if sign in line:

@@ -17,6 +17,9 @@ from federation_server.store.embedded.home import Account
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 
+_PLAIN = {"LC_ALL": "C", "TZ": "UTC"}
+"""So that complaints are in the words that we look for, and initdb does not guess a time zone."""
+
 
 class Watch(StrEnum):
     """How a child learns that we have ended without stopping it; see `launch.py`."""
@@ -47,8 +50,7 @@ class Child:
     ) -> None:
         """Start `command` as `account`, both its outputs going to the file descriptor `output`.
 
-        environment: the child's, whole; by default ours without what is meant for PostgreSQL's
-            clients.
+        environment: the child's, whole; by default ours with the plain locale and UTC.
 
         Raises OSError when not even the launcher could be started.
         """
@@ -61,7 +63,7 @@ class Child:
                 _launched(command, account, watch),
                 watch,
                 output,
-                _environment(os.environ) if environment is None else dict(environment),
+                os.environ | _PLAIN if environment is None else dict(environment),
                 started,
             ),
             name=f"keeper of {Path(command[0]).name}",
@@ -122,9 +124,3 @@ def _launched(command: Sequence[str | Path], account: Account, watch: Watch) -> 
     # -I -S: neither environment nor site-packages change what runs there, perhaps as root.
     launcher = [sys.executable, "-I", "-S", _LAUNCHER, os.getpid(), watch, account.uid, account.gid]
     return [str(word) for word in (*launcher, *command)]
-
-
-def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Ours, less PG* (the user's PGDATA or PGOPTIONS is about another server), and in UTC."""
-    kept = {name: value for name, value in ours.items() if not name.startswith(("PG", "LC_"))}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}

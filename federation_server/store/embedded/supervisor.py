@@ -225,10 +225,11 @@ class EmbeddedPostgres:
             self._child = Child(command, account=account, watch=self._watch, output=log.fileno())
             if self._becomes_ready(self._child):
                 return
-            reason = log.complaint_since(mark)
-            predecessor_there = any(sign in reason for sign in _PREDECESSOR_THERE)
+            # Not only in the last complaint: the predecessor's processes write to the same log.
+            said = log.read_since(mark)
+            predecessor_there = any(sign in said for sign in _PREDECESSOR_THERE)
             if not predecessor_there or time.monotonic() > patience_ends:
-                raise self._failure(reason)
+                raise self._failure(log.complaint_since(mark))
             time.sleep(0.1)
 
     def _fixed_settings(self) -> dict[str, str]:
