@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from google.protobuf.duration_pb2 import Duration
 
-from federation.v1 import heartbeat_pb2, neuron_pb2
+from federation.v1 import fleet_service_pb2, heartbeat_pb2, neuron_pb2
+from federation_server.domain.fleet import FleetOverview, NeuronSummary
 from federation_server.domain.neuron import (
     DEFAULT_ALERT_THRESHOLDS,
     DEFAULT_MAX_CONCURRENT_COMMANDS,
@@ -232,4 +233,35 @@ def _totals(totals: Totals) -> neuron_pb2.NeuronTotals:
         failed_requests=totals.failed_requests,
         mean_response_ms=totals.mean_response_ms,
         uptime=to_duration(totals.uptime_s),
+    )
+
+
+def overview_to_proto(overview: FleetOverview) -> fleet_service_pb2.GetFleetOverviewResponse:
+    """The fleet's numbers as the contract writes them."""
+    return fleet_service_pb2.GetFleetOverviewResponse(
+        total=overview.total,
+        presences=[
+            fleet_service_pb2.PresenceCount(presence=PRESENCE[presence], count=count)
+            for presence, count in overview.presences.items()
+        ],
+        lifecycles=[
+            fleet_service_pb2.LifecycleCount(lifecycle=LIFECYCLE[lifecycle], count=count)
+            for lifecycle, count in overview.lifecycles.items()
+        ],
+        types=[
+            fleet_service_pb2.TypeCount(type=name, count=count) for name, count in overview.types
+        ],
+        mean_health_score=overview.mean_health_score,
+        slowest=[_summary(neuron) for neuron in overview.slowest],
+        worst=[_summary(neuron) for neuron in overview.worst],
+        server_time=to_timestamp(overview.time),
+    )
+
+
+def _summary(neuron: NeuronSummary) -> fleet_service_pb2.NeuronSummary:
+    return fleet_service_pb2.NeuronSummary(
+        neuron_id=neuron.neuron_id,
+        type=neuron.type,
+        health_score=neuron.health_score,
+        mean_response_ms=neuron.mean_response_ms,
     )

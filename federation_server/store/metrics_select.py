@@ -1,0 +1,172 @@
+"""The SQL behind `metrics.query`.
+
+Each statement gives one row for each bucket of each series (for histograms: for each set of
+bounds in it), in the order of the answer: the groups, the kind, the unit, the bucket's beginning,
+and then what has been added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Interval,
+    Select,
+    Subquery,
+    case,
+    collate,
+    func,
+    literal,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+from federation_server.domain.analytics import MetricKind
+from federation_server.store.schema import metric_points, metric_series, neuron_states, neurons
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_LARGEST = 1e290
+"""Values beyond this are added up as this: PostgreSQL refuses a sum that overflows, and one absurd
+value must not make the whole fleet's metric unreadable.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsQuery:
+    """What is asked: the metric, which points of it, and how they are put together."""
+
+    name: str
+    neurons: ColumnElement[bool]
+    """A condition on neurons and their states."""
+    labels: Mapping[str, str]
+    start_time: datetime
+    end_time: datetime
+    bucket_width: timedelta
+    group_by: Sequence[str]
+    """Each "neuron_id", "type" or "labels.<key>"."""
+
+
+def _chosen(asked: MetricsQuery) -> Subquery:
+    """The metric's series that are asked for: their groups, and each group's newest unit."""
+    stored = metric_series.c
+    groups = [_group(name).label(f"group{place}") for place, name in enumerate(asked.group_by)]
+    newest = (stored.last_report_time.desc(), stored.series_id)
+    unit = func.first_value(stored.unit).over(partition_by=[*groups, stored.kind], order_by=newest)
+    chosen = (
+        select(stored.series_id, *groups, stored.kind, unit.label("unit"))
+        .join(neurons, neurons.c.neuron_id == stored.neuron_id)
+        .join(neuron_states, neuron_states.c.neuron_id == stored.neuron_id)
+        .where(stored.name == asked.name, asked.neurons)
+    )
+    if asked.labels:
+        chosen = chosen.where(stored.labels.contains(dict(asked.labels)))
+    return chosen.subquery("chosen")
+
+
+def _group(name: str) -> ColumnElement[str]:
+    if name == "neuron_id":
+        return metric_series.c.neuron_id
+    if name == "type":
+        return neurons.c.type
+    return func.coalesce(metric_series.c.labels[name.removeprefix("labels.")].astext, "")
+
+
+def _points(asked: MetricsQuery, *, histograms: bool) -> Subquery:
+    """The points that are asked for, with their group and the beginning of their bucket."""
+    chosen, points = _chosen(asked), metric_points.c
+    width = literal(asked.bucket_width, Interval)
+    origin = literal(_EPOCH, DateTime(timezone=True))
+    is_histogram = chosen.c.kind == MetricKind.HISTOGRAM
+    return (
+        select(
+            *(column for column in chosen.c if column.name != "series_id"),
+            func.date_bin(width, points.point_time, origin).label("bucket"),
+            *(column for column in points if column.name not in {"series_id", "point_time"}),
+        )
+        .join(metric_points, points.series_id == chosen.c.series_id)
+        .where(
+            is_histogram if histograms else ~is_histogram,
+            points.point_time >= asked.start_time,
+            points.point_time < asked.end_time,
+        )
+        .subquery("points")
+    )
+
+
+def _keys(rows: Subquery) -> list[ColumnElement[Any]]:
+    """What makes a bucket of a series: the groups, the kind, the unit, the beginning."""
+    names = ("kind", "unit", "bucket")
+    groups = [column for column in rows.c if column.name.startswith("group")]
+    return [*groups, *(rows.c[name] for name in names)]
+
+
+def _in_order(keys: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+    """The order of the answer, which is Python's order of texts."""
+    *groups, kind, _, bucket = keys
+    return [*(collate(group, "C") for group in groups), kind, bucket]
+
+
+def _summed(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.sum(func.least(func.greatest(column, -_LARGEST), _LARGEST))
+
+
+def select_numbers(asked: MetricsQuery) -> Select[Any]:
+    """Of counters and gauges: how many points, their sum, the least and the greatest value."""
+    points = _points(asked, histograms=False)
+    keys, value = _keys(points), points.c.value
+    return (
+        select(*keys, func.count(), _summed(value), func.min(value), func.max(value))
+        .group_by(*keys)
+        .order_by(*_in_order(keys))
+    )
+
+
+def select_histograms(asked: MetricsQuery) -> Select[Any]:
+    """Of histograms: how many observations, the bounds, the counts of the places between them, the
+    sum, the least and the greatest observation; of each bucket the fullest first.
+
+    Each histogram gives one row for each of its places within; so whatever is added up over the
+    histograms with the same bounds is the same at each place.
+    """
+    points = _points(asked, histograms=True)
+    unnested = func.unnest(points.c.bucket_counts).table_valued("number", with_ordinality="place")
+    keys = [*_keys(points), points.c.bounds]
+    observed = points.c.count > 0
+    places = (
+        select(
+            *keys,
+            unnested.c.place,
+            func.sum(unnested.c.number).label("number"),
+            func.sum(points.c.count).label("total_count"),
+            _summed(points.c.sum).label("total_sum"),
+            _known(points.c.min, observed, func.min).label("least"),
+            _known(points.c.max, observed, func.max).label("greatest"),
+        )
+        .select_from(points.join(unnested.render_derived(), true()))
+        .group_by(*keys, unnested.c.place)
+        .subquery("places")
+    )
+    keys = _keys(places)
+    totals = [func.max(places.c[name]) for name in ("total_sum", "least", "greatest")]
+    total_count = func.max(places.c.total_count)
+    counts = func.array_agg(aggregate_order_by(places.c.number, places.c.place))
+    return (
+        select(*keys, total_count, places.c.bounds, counts, *totals)
+        .group_by(*keys, places.c.bounds)
+        .order_by(*_in_order(keys), total_count.desc(), places.c.bounds)
+    )
+
+
+def _known(
+    column: ColumnElement[Any], observed: ColumnElement[bool], extreme: Any
+) -> ColumnElement[Any]:
+    """The extreme of the histograms that hold anything; NULL if one of them does not know its."""
+    all_known = func.bool_and(column.is_not(None)).filter(observed)
+    return case((all_known, extreme(column).filter(observed)))
