@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from federation.v1.command_pb2 import CommandState
-from federation_server.console.render import Column, Output, plain, to_dict, to_json, word
+from federation_server.console.render import Column, Output, plain, struct_json, word
 from federation_server.console.wording import (
     NOTHING,
     both,
@@ -34,12 +34,12 @@ FINAL = frozenset(
 )
 
 COLUMNS = (
-    Column("COMMAND", folds=True),
+    Column("COMMAND"),
     Column("NEURON", folds=True),
     Column("TYPE", folds=True),
-    Column("STATE", folds=True),
+    Column("STATE"),
     Column("ISSUED"),
-    Column("TOOK", right=True),
+    Column("TOOK", right=True, spare=True),
 )
 
 
@@ -65,7 +65,7 @@ def order(command: Command) -> list[tuple[str, str]]:
     return [
         ("neuron", command.neuron_id),
         ("type", command.type),
-        ("data", to_json(to_dict(command.data)) if command.data.fields else ""),
+        ("data", struct_json(command.data) if command.data.fields else ""),
         ("priority", str(command.priority)),
         ("not before", _when(command, "not_before_time")),
         ("expires", _when(command, "expire_time")),
@@ -119,13 +119,13 @@ def outcome(out: Output, command: Command) -> None:
         out.line(f"Error {error.code}:")
         out.block(error.message)
         if error.details.fields:
-            out.block(to_json(to_dict(error.details), indent=2))
+            out.block(struct_json(error.details, indent=2))
     if command.log_tail:
         out.line("Log")
         out.block(command.log_tail.rstrip("\n"))
     if command.HasField("response"):
         out.line("Response")
-        out.block(to_json(to_dict(command.response), indent=2))
+        out.block(struct_json(command.response, indent=2))
 
 
 def _when(command: Command, name: str) -> str:

@@ -9,7 +9,7 @@ import typer
 from federation.v1 import analytics_service_pb2 as pb
 from federation.v1.report_pb2 import Severity
 from federation_server.console.leaf import Session, leaf
-from federation_server.console.render import Column, to_dict, to_json
+from federation_server.console.render import Column, struct_json
 from federation_server.console.wording import absolute, enum
 
 app = typer.Typer(add_completion=False)
@@ -52,7 +52,7 @@ def events(
 
 def _row(stored: pb.StoredEvent) -> tuple[str, ...]:
     event = stored.event
-    attributes = to_json(to_dict(event.attributes)) if event.attributes.fields else ""
+    attributes = struct_json(event.attributes) if event.attributes.fields else ""
     return (
         absolute(event.event_time),
         stored.neuron_id,

@@ -40,9 +40,9 @@ COLUMNS = (
     Column("MEM", right=True),
     Column("REQ/S", right=True),
     Column("MEAN", right=True),
-    Column("P95", right=True),
+    Column("P95", right=True, spare=True),
     Column("ERR", right=True),
-    Column("QUEUE", right=True),
+    Column("QUEUE", right=True, spare=True),
 )
 
 

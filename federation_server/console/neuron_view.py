@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from federation.v1.neuron_pb2 import Lifecycle, Presence
 from federation_server.console import heartbeat_view
-from federation_server.console.render import Column, to_dict, to_json
+from federation_server.console.render import Column, struct_json, to_dict
 from federation_server.console.wording import (
     NOTHING,
     both,
@@ -39,8 +39,8 @@ COLUMNS = (
     Column("PRESENCE"),
     Column("HEALTH", right=True),
     Column("CPU", right=True),
-    Column("MEM", right=True),
-    Column("ERR", right=True),
+    Column("MEM", right=True, spare=True),
+    Column("ERR", right=True, spare=True),
     Column("RESP", right=True),
     Column("HEARTBEAT"),
 )
@@ -121,7 +121,7 @@ def _description(neuron: Neuron) -> Facts:
         ("alert", _limits(said.alert_thresholds) if said.HasField("alert_thresholds") else ""),
         ("restarted", "by its supervisor" if said.auto_restart.enabled else ""),
         ("runs at once", f"{said.max_concurrent_commands} commands"),
-        ("metadata", to_json(to_dict(said.metadata)) if said.metadata.fields else ""),
+        ("metadata", struct_json(said.metadata) if said.metadata.fields else ""),
     ]
 
 
@@ -160,15 +160,13 @@ def _session(neuron: Neuron) -> Facts:
 
 def _command(command: CommandType) -> str:
     schema = to_dict(command.data_schema)
-    known = schema.get("properties")
-    required = schema.get("required")
-    names = [
-        name if isinstance(required, list) and name in required else f"{name}?"
-        for name in (known if isinstance(known, dict) else {})
-    ]
+    known, required = schema.get("properties"), schema.get("required")
+    needed = required if isinstance(required, list) else []
+    names = list(known) if isinstance(known, dict) else []
+    names.sort(key=lambda name: (name not in needed, name))
     lane = "control" if command.control else ""
-    takes = f"({', '.join(names)})"
-    return joined(takes, command.description.partition("\n")[0], lane)
+    takes = ", ".join(name if name in needed else f"{name}?" for name in names)
+    return joined(f"({takes})", command.description.partition("\n")[0], lane)
 
 
 def _totals(neuron: Neuron) -> Facts:

@@ -11,10 +11,12 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +24,14 @@ from rich.text import Text
 
 from federation_server.console.wording import clean, clean_lines, escape_json
 
+LARGEST_WHOLE = 2**53
+"""Beyond this a double does not hold every whole number."""
+
 PIPE_WIDTH = 100_000
 """So wide that nothing is ever broken."""
+
+WIDE = 100
+"""A terminal of fewer columns is narrow."""
 
 _STYLES = {
     "ONLINE": "green",
@@ -94,10 +102,12 @@ class Output:
         table = Table(
             box=box.SIMPLE_HEAD if self.tty else None,
             pad_edge=False,
-            padding=(0, 1) if self.tty else (0, 2, 0, 0),
+            padding=(0, 1, 0, 0) if self.tty else (0, 2, 0, 0),
             header_style="bold",
         )
-        for column in columns:
+        narrow = self.tty and self.console.width < WIDE
+        shown = [index for index, column in enumerate(columns) if not (narrow and column.spare)]
+        for column in (columns[index] for index in shown):
             table.add_column(
                 Text(column.title),
                 justify="right" if column.right else "left",
@@ -106,7 +116,7 @@ class Output:
                 min_width=min(len(column.title), 12),
             )
         for row in rows:
-            table.add_row(*map(word, row))
+            table.add_row(*(word(row[index]) for index in shown))
         return table
 
     def facts(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -137,14 +147,17 @@ class Output:
             self.console.print(Text(line.rstrip()), soft_wrap=True)
 
 
+@dataclass(frozen=True)
 class Column:
     """A table's column."""
 
-    def __init__(self, title: str, *, right: bool = False, folds: bool = False) -> None:
-        self.title = title
-        self.right = right
-        self.folds = folds
-        """On a narrow terminal it goes on in the next line; others keep their width."""
+    title: str
+    right: bool = False
+    """Its values stand to the right, as numbers do."""
+    folds: bool = False
+    """On a narrow terminal it goes on in the next line; others keep their width."""
+    spare: bool = False
+    """On a narrow terminal it is left out."""
 
 
 def plain(text: str) -> Text:
@@ -159,12 +172,41 @@ def word(text: str) -> Text:
 
 def to_dict(message: Message) -> dict[str, Any]:
     """A message as proto3 JSON, with the contract's field names; zeros are written out."""
-    return MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    found: dict[str, Any] = _whole(
+        MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
     )
+    return found
+
+
+def _whole(value: Any) -> Any:
+    """JSON in which a double that is a whole number is written as one: 3, not 3.0."""
+    match value:
+        case dict():
+            return {key: _whole(each) for key, each in value.items()}
+        case list():
+            return [_whole(each) for each in value]
+        case float() if value.is_integer() and abs(value) <= LARGEST_WHOLE:
+            return int(value)
+    return value
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that is safe to show on a terminal."""
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     return escape_json(jsonlib.dumps(value, indent=indent, ensure_ascii=ascii_only))
+
+
+def struct_json(struct: Struct, *, indent: int | None = None) -> str:
+    """A free-form payload as JSON, in the order of its keys: a Struct itself has none."""
+    return to_json(_sorted(to_dict(struct)), indent=indent)
+
+
+def _sorted(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _sorted(value[key]) for key in sorted(value)}
+        case list():
+            return [_sorted(each) for each in value]
+    return value

@@ -17,9 +17,9 @@ from federation_server.console.wording import both, moment, pairs, relative
 app = noun("Enrollment tokens, with which new neurons register.")
 
 COLUMNS = (
-    Column("ID", folds=True),
+    Column("ID"),
     Column("STATE"),
-    Column("EXPIRES", right=True),
+    Column("EXPIRES"),
     Column("USES", right=True),
     Column("FOR", folds=True),
     Column("DESCRIPTION", folds=True),
@@ -79,7 +79,7 @@ def create(
     token = answer.enrollment_token
     if not quiet:
         out.note(f"token {token.enrollment_token_id}, expires {both(token.expire_time)}")
-        out.note("enrolls " + _uses(token) + " " + (_pins(token) or "of any kind"))
+        out.note(f"enrolls {_uses(token)}, {_pins(token) or 'of any kind'}")
         out.note("the secret, shown this once:")
     out.line(answer.secret)
 

@@ -103,23 +103,14 @@ def coarse(length: timedelta) -> str:
 
 def span(length: Duration) -> str:
     """A length of time, exact to three digits below a minute: "1.24 s", "2 h 05 min"."""
-    return exact(timedelta(seconds=length.seconds, microseconds=length.nanos // 1000))
-
-
-def exact(length: timedelta) -> str:
-    """As `span`."""
-    seconds = length.total_seconds()
+    seconds = length.seconds + length.nanos / 1e9
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = round(seconds)
-    for (large, large_size), (small, small_size) in (
-        (("min", 60), ("s", 1)),
-        (("h", 3600), ("min", 60)),
-    ):
-        if whole < large_size * 60:
-            return f"{whole // large_size} {large} {whole % large_size // small_size:02} {small}"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
     if whole < 172800:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"

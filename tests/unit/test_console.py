@@ -1,0 +1,669 @@
+"""The console against a server whose answers are written beforehand: what is asked, what is
+printed, how it ends. What the real server makes of it is in tests/e2e/test_console.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from typer.testing import CliRunner, Result
+
+from federation.v1 import access_service_pb2 as access
+from federation.v1 import analytics_service_pb2 as analytics
+from federation.v1 import command_service_pb2 as commands
+from federation.v1 import fleet_service_pb2 as fleet
+from federation.v1.command_pb2 import Command
+from federation.v1.neuron_pb2 import Neuron
+from federation_server import cli
+from tests.support.scripted_federation import Refusal, ScriptedFederation, scripted_federation
+from tests.support.waiting import eventually_sync
+
+KEY = "fak_a-secret-that-nobody-may-see"
+PROGRAM = [sys.executable, "-m", "federation_server.cli"]
+
+LEAVES = [
+    "overview",
+    "neurons list",
+    "neurons show",
+    "neurons watch",
+    "neurons update",
+    "neurons deactivate",
+    "neurons activate",
+    "neurons delete",
+    "neurons heartbeats",
+    "command issue",
+    "command exec",
+    "command list",
+    "command show",
+    "metrics show",
+    "metrics names",
+    "events",
+    "token create",
+    "token list",
+    "token revoke",
+]
+
+
+@pytest.fixture
+def federation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ScriptedFederation]:
+    """A scripted federation that the environment points to."""
+    with scripted_federation() as scripted:
+        monkeypatch.setenv("FEDERATION_SERVER", scripted.address)
+        monkeypatch.setenv("FEDERATION_ADMIN_KEY", KEY)
+        monkeypatch.setenv("FEDERATION_DATA_DIR", str(tmp_path))
+        yield scripted
+
+
+def run(*arguments: str) -> Result:
+    """Runs a command in this process; stdout is no terminal."""
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert KEY not in result.output
+    return result
+
+
+def neuron(neuron_id: str, **fields: Any) -> Neuron:
+    return ParseDict(
+        {
+            "neuron_id": neuron_id,
+            "lifecycle": "LIFECYCLE_ACTIVE",
+            "presence": "PRESENCE_ONLINE",
+            "description": {"neuron_id": neuron_id, "type": "scraper"},
+            **fields,
+        },
+        Neuron(),
+    )
+
+
+def command(state: str, *transitions: str, **fields: Any) -> Command:
+    """A command in a state, with transitions to the states that are named."""
+    return ParseDict(
+        {
+            "command_id": "c-1",
+            "neuron_id": "scraper-1",
+            "type": "run_task",
+            "state": f"COMMAND_STATE_{state}",
+            "transitions": [
+                {"state": f"COMMAND_STATE_{each}", "transition_time": "2026-11-21T12:00:00Z"}
+                for each in transitions
+            ],
+            **fields,
+        },
+        Command(),
+    )
+
+
+def executed(state: str, *transitions: str, **fields: Any) -> commands.ExecuteCommandResponse:
+    return commands.ExecuteCommandResponse(command=command(state, *transitions, **fields))
+
+
+# --- help and options
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_help_shows_a_worked_example_and_the_exit_codes(leaf: str) -> None:
+    result = run(*leaf.split(), "--help")
+    assert result.exit_code == 0
+    text = " ".join(result.output.split())
+    assert f"Example: federation {leaf.replace('metrics show', 'metrics')}" in text
+    assert "Exit codes: 0 done" in text
+    for option in ("--json", "--server", "--key", "--timeout"):
+        assert option in text
+
+
+def test_the_roots_help_names_every_noun_and_loads_none() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from federation_server import cli\n"
+        "print(CliRunner().invoke(cli.app, ['--help']).output)\n"
+        "assert not {'grpc', 'google.protobuf', 'federation.v1'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for noun in ("overview", "neurons", "command", "metrics", "events", "token"):
+        assert re.search(rf"\b{noun}\b", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "neurons list --json --timeout 5",
+        "neurons --json list --timeout=5",
+        "--json --timeout 5 neurons list",
+        "--timeout=5 neurons --json list",
+    ],
+)
+def test_shared_options_stand_before_or_after_the_command(
+    federation: ScriptedFederation, arguments: str
+) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
+    result = run(*arguments.split())
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["neurons"][0]["neuron_id"] == "a"
+
+
+def test_a_wrong_option_and_a_wrong_command_are_usage_errors() -> None:
+    assert run("neurons", "list", "--nonsense").exit_code == 2
+    assert run("neurons", "nonsense").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+# --- the key and the server
+
+
+def test_the_key_goes_along_and_is_never_printed(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse()
+    assert run("neurons", "list").exit_code == 0
+    assert federation.metadata["x-admin-key"] == KEY
+
+
+def test_without_a_key_one_line_says_how_to_give_one(
+    federation: ScriptedFederation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FEDERATION_ADMIN_KEY")
+    monkeypatch.delenv("ADMIN_API_KEY", raising=False)
+    result = run("neurons", "list")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    for way in ("--key", "FEDERATION_ADMIN_KEY", "ADMIN_API_KEY", str(tmp_path / "admin.key")):
+        assert way in result.stderr
+    (tmp_path / "admin.key").write_text(KEY + "\n")
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse()
+    assert run("neurons", "list").exit_code == 0
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(
+    federation: ScriptedFederation,
+) -> None:
+    result = run("neurons", "list", "--server", "127.0.0.1:1")
+    assert result.exit_code == 3
+    assert result.stderr == (
+        "federation: no federation answers at 127.0.0.1:1: start one with `federation up`,"
+        " or name it with --server\n"
+    )
+
+
+def test_a_server_that_does_not_answer_in_time_is_one_line(federation: ScriptedFederation) -> None:
+    over = threading.Event()
+
+    def hang(request: object, context: object) -> Any:
+        over.wait(20)
+        return fleet.ListNeuronsResponse()
+
+    federation.answers["ListNeurons"] = hang
+    federation.answers["ExecuteCommand"] = hang
+    try:
+        for order in (["neurons", "list"], ["command", "exec", "a", "b"]):
+            result = run(*order, "--timeout", "0.3")
+            assert result.exit_code == 3
+            assert "did not answer within 0.3 s" in result.stderr
+    finally:
+        over.set()
+
+
+def test_something_else_that_listens_is_named_as_such(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+    result = run("neurons", "list")
+    assert result.exit_code == 1
+    assert "is no federation" in result.stderr
+
+
+# --- errors
+
+
+def test_a_refusal_shows_reason_and_every_violation(federation: ScriptedFederation) -> None:
+    federation.answers["IssueCommand"] = Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "the request is not valid",
+        [
+            ErrorInfo(reason="INVALID_FIELD", domain="federation"),
+            BadRequest(
+                field_violations=[
+                    BadRequest.FieldViolation(field="command.type", description="is malformed"),
+                    BadRequest.FieldViolation(field="command.data", description="\x1b[31mred"),
+                ]
+            ),
+        ],
+    )
+    result = run("command", "issue", "a", "B")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "federation: the request is not valid (INVALID_FIELD)",
+        "  command.type: is malformed",
+        "  command.data: red",
+    ]
+
+
+def test_an_incident_and_a_wait_are_shown(federation: ScriptedFederation) -> None:
+    federation.answers["GetFleetOverview"] = Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "the database does not answer",
+        [
+            ErrorInfo(reason="DATABASE_UNAVAILABLE", metadata={"incident_id": "i-42"}),
+            RetryInfo(retry_delay=Duration(seconds=2)),
+        ],
+    )
+    result = run("overview")
+    assert result.exit_code == 3
+    assert "(DATABASE_UNAVAILABLE)" in result.stderr
+    assert "i-42" in result.stderr
+    assert "try again in 2 s" in result.stderr
+
+
+def test_a_refused_key_is_named_by_its_source(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = Refusal(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "the credential is not valid",
+        [ErrorInfo(reason="CREDENTIAL_INVALID")],
+    )
+    result = run("neurons", "list")
+    assert result.exit_code == 1
+    assert "the key came from FEDERATION_ADMIN_KEY" in result.stderr
+
+
+# --- lists
+
+
+def test_a_list_follows_its_pages_up_to_the_limit(federation: ScriptedFederation) -> None:
+    def page(request: fleet.ListNeuronsRequest, context: object) -> fleet.ListNeuronsResponse:
+        start = int(request.page_token or 0)
+        end = min(start + min(request.page_size, 2), 5)
+        return fleet.ListNeuronsResponse(
+            neurons=[neuron(f"n-{number}") for number in range(start, end)],
+            next_page_token=str(end) if end < 5 else "",
+        )
+
+    federation.answers["ListNeurons"] = page
+    arguments = ["neurons", "list", "--filter", "type = x", "--order-by", "name desc"]
+    whole = run(*arguments)
+    assert [line.split()[0] for line in whole.stdout.splitlines()[1:]] == [
+        f"n-{number}" for number in range(5)
+    ]
+    assert {request.filter for request in federation.requests["ListNeurons"]} == {"type = x"}
+    assert {request.order_by for request in federation.requests["ListNeurons"]} == {"name desc"}
+    cut = run(*arguments, "--limit", "3")
+    assert len(cut.stdout.splitlines()) == 4
+    assert "there are more" in cut.stderr
+    assert len(json.loads(run(*arguments, "--limit", "3", "--json").stdout)["neurons"]) == 3
+
+
+def test_an_empty_list_prints_nothing_but_a_note(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse()
+    result = run("neurons", "list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "no neuron has registered yet" in result.stderr
+    assert json.loads(run("neurons", "list", "--json").stdout)["neurons"] == []
+
+
+def test_data_is_printed_as_text_and_nothing_else(federation: ScriptedFederation) -> None:
+    shown = neuron(
+        "a",
+        presence_reason="[bold]loud[/bold] [/nonsense] :smile: \x1b[31mred\x1b]0;title\x07",
+        description={"neuron_id": "a", "type": "x", "metadata": {"key": "\x9b31m [b]"}},
+    )
+    federation.answers["GetNeuron"] = fleet.GetNeuronResponse(neuron=shown)
+    text = run("neurons", "show", "a").stdout
+    assert "[bold]loud[/bold] [/nonsense] :smile: red" in text
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+    document = run("neurons", "show", "a", "--json").stdout
+    assert "\x1b" not in document
+    assert "\x9b" not in document
+    assert json.loads(document)["description"]["metadata"]["key"] == "\x9b31m [b]"
+
+
+def test_a_row_in_a_pipe_is_one_line_however_long(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("n" * 128)])
+    lines = run("neurons", "list").stdout.splitlines()
+    assert len(lines) == 2
+    assert "n" * 128 in lines[1]
+
+
+def test_numbers_are_whole_where_they_are(federation: ScriptedFederation) -> None:
+    shown = neuron("a", health_score=92, description={"metadata": {"n": 3, "x": 0.5}})
+    federation.answers["GetNeuron"] = fleet.GetNeuronResponse(neuron=shown)
+    document = run("neurons", "show", "a", "--json").stdout
+    assert '"n": 3,' in document or '"n": 3\n' in document
+    assert json.loads(document)["health_score"] == 92
+
+
+# --- neurons
+
+
+def test_an_update_names_the_fields_that_it_sets(federation: ScriptedFederation) -> None:
+    federation.answers["UpdateNeuron"] = fleet.UpdateNeuronResponse(neuron=neuron("a"))
+    arguments = ["--set", 'labels={"zone": "eu"}', "--set", "name=Seven", "--release", "metadata"]
+    assert run("neurons", "update", "a", *arguments).exit_code == 0
+    [request] = federation.requests["UpdateNeuron"]
+    assert list(request.update_mask.paths) == ["labels", "name"]
+    assert list(request.release_mask.paths) == ["metadata"]
+    assert dict(request.description.labels) == {"zone": "eu"}
+    assert request.description.name == "Seven"
+    assert run("neurons", "update", "a", "--set", "nonsense=1").exit_code == 2
+    assert run("neurons", "update", "a").exit_code == 2
+
+
+def test_nothing_is_deleted_without_a_yes(federation: ScriptedFederation) -> None:
+    federation.answers["DeleteNeuron"] = fleet.DeleteNeuronResponse()
+    assert run("neurons", "delete", "a").exit_code == 1
+    assert not federation.requests["DeleteNeuron"]
+    assert run("neurons", "delete", "a", "--yes", "--force").exit_code == 0
+    assert federation.requests["DeleteNeuron"][0].force
+
+
+# --- commands
+
+
+def test_an_order_says_what_was_typed(federation: ScriptedFederation) -> None:
+    federation.answers["IssueCommand"] = commands.IssueCommandResponse(command=command("QUEUED"))
+    result = run(
+        *("command", "issue", "scraper-1", "run_task", "limit=10", "retry.max=2", "name=x"),
+        *("--priority", "9", "--run-timeout", "30s", "--expire", "2h", "--request-id", "r-1"),
+        *("--not-before", "2026-11-21T12:00:00Z", "--allow-unadvertised"),
+    )
+    assert result.exit_code == 0
+    assert result.stdout.startswith("c-1  QUEUED")
+    [request] = federation.requests["IssueCommand"]
+    spec = request.command
+    assert (spec.neuron_id, spec.type, spec.priority) == ("scraper-1", "run_task", 9)
+    assert spec.data["limit"] == 10
+    assert spec.data["retry"]["max"] == 2
+    assert spec.data["name"] == "x"
+    assert spec.run_timeout.ToTimedelta().total_seconds() == 30
+    in_s = spec.expire_time.ToDatetime(tzinfo=UTC).timestamp() - datetime.now(UTC).timestamp()
+    assert 7100 < in_s <= 7200
+    assert spec.not_before_time.ToJsonString() == "2026-11-21T12:00:00Z"
+    assert spec.allow_unadvertised
+    assert request.request_id == "r-1"
+    assert not request.dry_run
+
+
+def test_what_is_not_said_stays_absent(federation: ScriptedFederation) -> None:
+    federation.answers["IssueCommand"] = commands.IssueCommandResponse(command=command("QUEUED"))
+    assert run("command", "issue", "a", "stop", "--dry-run").exit_code == 0
+    [request] = federation.requests["IssueCommand"]
+    assert {field.name for field, _ in request.command.ListFields()} == {"neuron_id", "type"}
+    assert request.dry_run
+    assert request.request_id
+
+
+def test_exec_tells_the_story_once_and_ends_with_the_response(
+    federation: ScriptedFederation,
+) -> None:
+    progress = {"fraction": 0.5, "message": "5 rows", "update_time": "2026-11-21T12:00:01Z"}
+    federation.answers["ExecuteCommand"] = [
+        executed("QUEUED", "QUEUED"),
+        executed("RUNNING", "SENT", "ACCEPTED", "RUNNING"),
+        executed("RUNNING", progress=progress),
+        executed("SUCCEEDED", "SUCCEEDED", response={"rows": 10}, run_duration="1.5s"),
+    ]
+    result = run("command", "exec", "scraper-1", "run_task")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    words = [line.split()[1] for line in lines[:7]]
+    assert words[:6] == ["QUEUED", "SENT", "ACCEPTED", "RUNNING", "progress", "SUCCEEDED"]
+    assert "50 % · 5 rows" in lines[4]
+    assert lines[6] == "c-1  SUCCEEDED after 1.5 s"
+    assert json.loads("".join(lines[8:])) == {"rows": 10}
+
+
+def test_exec_of_a_command_that_fails_shows_why_and_exits_1(federation: ScriptedFederation) -> None:
+    error = {"code": "HANDLER_RAISED", "message": "no such table", "details": {"table": "rows"}}
+    federation.answers["ExecuteCommand"] = [
+        executed("QUEUED", "QUEUED"),
+        executed("FAILED", "FAILED", error=error, log_tail="before it broke\n"),
+    ]
+    result = run("command", "exec", "scraper-1", "run_task")
+    assert result.exit_code == 1
+    for part in ("FAILED", "HANDLER_RAISED", "no such table", '"table": "rows"', "before it broke"):
+        assert part in result.stdout
+
+
+def test_exec_in_json_is_a_line_a_message(federation: ScriptedFederation) -> None:
+    federation.answers["ExecuteCommand"] = [
+        executed("QUEUED", "QUEUED"),
+        executed("SUCCEEDED", "SUCCEEDED", response={"rows": 10}),
+    ]
+    result = run("command", "exec", "scraper-1", "run_task", "--json")
+    states = [json.loads(line)["command"]["state"] for line in result.stdout.splitlines()]
+    assert states == ["COMMAND_STATE_QUEUED", "COMMAND_STATE_SUCCEEDED"]
+
+
+def test_exec_goes_on_after_a_broken_stream_without_repeating(
+    federation: ScriptedFederation,
+) -> None:
+    def answer(request: commands.ExecuteCommandRequest, context: object) -> list[Any]:
+        if len(federation.requests["ExecuteCommand"]) == 1:
+            lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            return [executed("QUEUED", "QUEUED"), executed("RUNNING", "SENT", "RUNNING"), lost]
+        return [
+            executed("RUNNING", "QUEUED", "SENT", "RUNNING"),
+            executed("SUCCEEDED", "SUCCEEDED"),
+        ]
+
+    federation.answers["ExecuteCommand"] = answer
+    result = run("command", "exec", "scraper-1", "run_task")
+    assert result.exit_code == 0
+    words = [line.split()[1] for line in result.stdout.splitlines()]
+    assert words == ["QUEUED", "SENT", "RUNNING", "SUCCEEDED", "SUCCEEDED"]
+    assert "asking again" in result.stderr
+    first, second = federation.requests["ExecuteCommand"]
+    assert first == second
+    assert first.request_id
+
+
+def test_exec_that_is_refused_does_not_try_again(federation: ScriptedFederation) -> None:
+    reason = [ErrorInfo(reason="NEURON_NOT_FOUND")]
+    federation.answers["ExecuteCommand"] = Refusal(grpc.StatusCode.NOT_FOUND, "no neuron", reason)
+    result = run("command", "exec", "nobody", "run_task")
+    assert result.exit_code == 1
+    assert result.stderr == "federation: no neuron (NEURON_NOT_FOUND)\n"
+    assert len(federation.requests["ExecuteCommand"]) == 1
+
+
+def test_an_order_whose_answer_was_lost_says_how_to_find_out(
+    federation: ScriptedFederation,
+) -> None:
+    lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+    federation.answers["IssueCommand"] = lost
+    result = run("command", "issue", "a", "b")
+    [request] = federation.requests["IssueCommand"]
+    assert result.exit_code == 3
+    assert f"--request-id {request.request_id}" in result.stderr
+
+
+# --- metrics, tokens
+
+
+@pytest.mark.parametrize("words", [["rows"], ["show", "rows"], ["--json", "rows"]])
+def test_a_metric_is_named_with_or_without_show(
+    federation: ScriptedFederation, words: list[str]
+) -> None:
+    federation.answers["QueryMetrics"] = analytics.QueryMetricsResponse()
+    options = ["--since", "1h", "--bucket", "1m", "--label", "a=b", "--group-by", "neuron_id"]
+    assert run("metrics", *words, *options).exit_code == 0
+    [request] = federation.requests["QueryMetrics"]
+    assert request.name == "rows"
+    assert request.bucket_width.seconds == 60
+    assert dict(request.labels) == {"a": "b"}
+    assert list(request.group_by) == ["neuron_id"]
+
+
+def test_a_gap_is_shown_as_a_gap_and_not_as_a_zero(federation: ScriptedFederation) -> None:
+    def bucket(minute: int, total: float) -> dict[str, Any]:
+        return {"start_time": f"2026-11-21T12:{minute:02}:00Z", "count": "1", "sum": total}
+
+    series = {
+        "kind": "METRIC_KIND_COUNTER",
+        "buckets": [bucket(0, 5), bucket(1, 0), bucket(5, 7)],
+    }
+    federation.answers["QueryMetrics"] = ParseDict(
+        {"bucket_width": "60s", "series": [series]}, analytics.QueryMetricsResponse()
+    )
+    _, header, *rows = run("metrics", "rows").stdout.splitlines()
+    assert header.split() == ["FROM", "SUM", "RATE/S", "POINTS"]
+    assert [row.split()[3] for row in rows] == ["5", "0", "points", "7"]
+    assert "3 without points" in rows[2]
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_tokens_secret_is_all_that_goes_to_stdout(
+    federation: ScriptedFederation, quiet: list[str]
+) -> None:
+    federation.answers["CreateEnrollmentToken"] = access.CreateEnrollmentTokenResponse(
+        enrollment_token=access.EnrollmentToken(enrollment_token_id="t-1"), secret="fet_secret"
+    )
+    options = ["--ttl", "2h", "--max-uses", "3", "--type", "scraper", "--id-pattern", "scraper-*"]
+    result = run("token", "create", *options, "--label", "zone=eu", "--allow-reenrollment", *quiet)
+    assert result.stdout == "fet_secret\n"
+    assert ("t-1" in result.stderr) is not bool(quiet)
+    [request] = federation.requests["CreateEnrollmentToken"]
+    assert request.ttl.seconds == 7200
+    assert (request.max_uses, request.neuron_type) == (3, "scraper")
+    assert request.neuron_id_pattern == "scraper-*"
+    assert dict(request.labels) == {"zone": "eu"}
+    assert request.allow_reenrollment
+
+
+# --- processes: terminals, signals, pipes
+
+
+def on_terminal(*arguments: str, **environment: str) -> str:
+    """What a command shows on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm", **environment},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:  # Linux's way to say that nobody has the other end open
+        pass
+    finally:
+        os.close(ours)
+        child.wait(20)
+    return seen.decode()
+
+
+def test_a_terminal_gets_colours_and_a_table_that_fits(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(
+        neurons=[neuron("a-rather-long-name-of-a-neuron-that-folds")]
+    )
+    seen = on_terminal("neurons", "list")
+    assert "\x1b[32mONLINE" in seen
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in seen.splitlines()]
+    assert max(len(line) for line in lines) <= 80
+    letters = "".join(line.split()[0] for line in lines if line.strip() and "─" not in line)
+    assert "a-rather-long-name-of-a-neuron-that-folds" in letters
+
+
+def test_no_color_is_honoured(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
+    seen = on_terminal("neurons", "list", NO_COLOR="1")
+    assert "ONLINE" in seen
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", seen)
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def line_of(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline()
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[], None]]:
+    """Something that a stream can wait for, released at the test's end."""
+    over = threading.Event()
+
+    def wait() -> None:
+        over.wait(30)
+
+    yield wait
+    over.set()
+
+
+def test_ctrl_c_leaves_the_command_running_and_says_so(
+    federation: ScriptedFederation, held: Callable[[], None]
+) -> None:
+    federation.answers["ExecuteCommand"] = [executed("RUNNING", "RUNNING"), held]
+    child = started("command", "exec", "scraper-1", "run_task")
+    assert "RUNNING" in line_of(child)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert errors == "the command goes on: federation command show c-1\n"
+
+
+def test_ctrl_c_ends_a_watch_quietly(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
+    child = started("neurons", "watch")
+    assert json.loads(line_of(child))["change"] == "added"
+    child.send_signal(signal.SIGINT)
+    rest, errors = child.communicate(timeout=20)
+    assert (child.returncode, rest, errors) == (130, "", "")
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(
+        neurons=[neuron(f"n-{number}") for number in range(3000)]
+    )
+    child = started("neurons", "list", "--json")
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.stderr is not None
+    with child.stderr:
+        assert child.stderr.read() == ""
+    assert child.wait(20) == 141
+
+
+def test_a_watch_prints_changes_and_survives_a_restart(
+    federation: ScriptedFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted_federation() as first:
+        first.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a"), neuron("b")])
+        child = started("neurons", "watch", "--interval", "50ms", "--server", first.address)
+        changes = [json.loads(line_of(child)) for _ in range(2)]
+        assert [each["change"] for each in changes] == ["added", "added"]
+        eventually_sync(lambda: len(first.requests["ListNeurons"]) > 3)
+    assert child.stderr is not None
+    assert "asking again" in child.stderr.readline()
+    with scripted_federation(first.port) as second:
+        second.answers["ListNeurons"] = fleet.ListNeuronsResponse(
+            neurons=[neuron("a", presence="PRESENCE_SUSPECT")]
+        )
+        changes = [json.loads(line_of(child)) for _ in range(2)]
+        assert [(each["change"], each["neuron"]["neuron_id"]) for each in changes] == [
+            ("changed", "a"),
+            ("removed", "b"),
+        ]
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+        assert child.returncode == 130
