@@ -33,12 +33,15 @@ from federation_server.live.watchers import CommandWatchers
 from federation_server.live.writer import Writer
 from federation_server.rpc.access import AccessServicer
 from federation_server.rpc.analytics import AnalyticsServicer
+from federation_server.rpc.auth import Authentication
 from federation_server.rpc.command import CommandServicer
+from federation_server.rpc.error_mapping import ErrorMapping
 from federation_server.rpc.fleet import FleetServicer
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.server import Health, build_server
 from federation_server.rpc.session import SessionServicer
 from federation_server.rpc.stream import StreamParts
+from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import migrate, partitions
 from federation_server.store.database import Database
@@ -88,6 +91,7 @@ class App:
             analytics_retention=settings.analytics_retention,
         )
         self.health = Health()
+        self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
             self.server_id,
@@ -133,11 +137,12 @@ class App:
                     )
                 ]
                 await server.start()
+                self._server = server
                 log.info("serving", action="server_started", port=port, server_id=self.server_id)
                 try:
                     yield port
                 finally:
-                    await self._drain(server)
+                    await self.drain()
                     for task in tasks:
                         task.cancel()
         finally:
@@ -178,15 +183,15 @@ class App:
             server_version=__version__,
         )
         return build_server(
-            [Authentication(self.database, tokens)],
+            [ErrorMapping(), Authentication(self.database, tokens)],
             self.health,
-            SessionServicer(Registration(self.database, tokens, self.sessions), parts),
-            FleetServicer(self.database, self.sessions, self.server_id),
-            CommandServicer(
+            session=SessionServicer(Registration(self.database, tokens), parts),
+            fleet=FleetServicer(self.database, self.sessions, self.server_id),
+            command=CommandServicer(
                 self.database, self.dispatcher, self.watchers, self.metrics, self.server_id
             ),
-            AnalyticsServicer(self.database),
-            AccessServicer(self.database),
+            analytics=AnalyticsServicer(self.database),
+            access=AccessServicer(self.database),
         )
 
     def _bind(self, server: grpc.aio.Server) -> int:
@@ -205,8 +210,14 @@ class App:
                 " or choose another with --port or FEDERATION_PORT"
             ) from None
 
-    async def _drain(self, server: grpc.aio.Server) -> None:
-        """Sends the streams home, spread over half the drain's time, and writes what they sent."""
+    async def drain(self) -> None:
+        """Sends the streams home, spread over half the drain's time, and writes what they sent.
+
+        Nothing is served any more; a second call does nothing.
+        """
+        server, self._server = self._server, None
+        if server is None:
+            return
         log.info("draining", action="server_draining", streams=len(self.sessions))
         await self.health.draining()
         limit_s = self.settings.drain_timeout.total_seconds()

@@ -28,6 +28,7 @@ from federation_server.store.database import Database, DatabaseUrlError
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from federation_server.store.embedded.home import Account
 from federation_server.store.embedded.process import Child, Watch
+from federation_server.store.enrollment import NewEnrollmentToken
 
 log = structlog.get_logger(__name__)
 
@@ -170,16 +171,15 @@ def _write_secret(path: Path, secret: str) -> None:
 
 async def _enrollment_token(database: Database) -> str:
     """A fresh token for the demo neuron and for whoever reads the banner."""
+    wanted = NewEnrollmentToken(
+        creator="federation up",
+        description="made at the start",
+        ttl=DEMO_TOKEN_TTL,
+        allow_reenrollment=True,
+    )
     async with database.begin() as connection:
-        token, secret = await enrollment.create(
-            connection,
-            creator="federation up",
-            description="made by `federation up`",
-            ttl=DEMO_TOKEN_TTL,
-            allow_reenrollment=True,
-        )
-    log.info("enrollment token made", action="enrollment_made", id=token.enrollment_token_id)
-    return secret
+        created = await enrollment.create(connection, wanted)
+    return created.secret
 
 
 async def _keep_demo(settings: Settings, token: str) -> None:

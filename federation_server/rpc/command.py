@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 
 import grpc.aio
 import structlog
-from federation_server.store.command_list import list_commands
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import command_service_pb2 as pb
@@ -18,6 +17,7 @@ from federation_server.domain import json_schema
 from federation_server.domain.access import Admin
 from federation_server.domain.command import DEFAULT_EXPIRY, DEFAULT_PRIORITY
 from federation_server.domain.neuron import JsonObject, Lifecycle
+from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_dispatch
@@ -26,6 +26,7 @@ from federation_server.rpc import auth, errors, limits
 from federation_server.rpc.convert import from_struct, optional_span, optional_time
 from federation_server.rpc.convert_command import command as to_command
 from federation_server.store import commands as store
+from federation_server.store.command_list import ORDERS, list_commands
 from federation_server.store.database import Database, current_time
 from federation_server.store.ingest_commands import is_command_id
 
@@ -75,7 +76,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         limits.check(request)
         async with self._database.begin() as connection:
             record = await _get(connection, request.command_id)
-            transitions = await store.transitions(connection, record.command_id)
+            transitions = await store.transitions(connection, record)
         return pb.GetCommandResponse(command=to_command(record, transitions))
 
     async def ListCommands(
@@ -85,11 +86,15 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> pb.ListCommandsResponse:
         """See the contract."""
         limits.check(request)
+        order_by = " ".join(request.order_by.split())
+        if order_by and order_by not in ORDERS:
+            words = f"must be one of {', '.join(ORDERS)}"
+            raise errors.invalid_fields([Violation("order_by", words)])
         async with self._database.begin() as connection:
             records, next_page_token = await list_commands(
                 connection,
                 filter_text=request.filter,
-                order_by=request.order_by,
+                order_by=order_by,
                 page_size=request.page_size,
                 page_token=request.page_token,
             )
@@ -111,9 +116,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
                 changed.clear()
                 async with self._database.begin() as connection:
                     record = await _get(connection, issued.command_id)
-                    transitions = await store.transitions(
-                        connection, record.command_id, after=shown
-                    )
+                    transitions = await store.transitions(connection, record, after=shown)
                 if record.revision > shown:
                     shown = record.revision
                     yield pb.ExecuteCommandResponse(command=to_command(record, transitions))
@@ -140,7 +143,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
             if not spec.allow_unadvertised:
                 _check_data(advertised, spec, data)
             now = await current_time(connection)
-            new = _new_command(spec, data, admin, request_id, now, advertised)
+            new = _new_command(spec, data, advertised, admin=admin, request_id=request_id, now=now)
             if dry_run:
                 return store.preview(new, now)
             record, request_hash, made = await store.insert_command(connection, new)
@@ -190,10 +193,11 @@ def _check_data(advertised: JsonObject | None, spec: pb.CommandSpec, data: JsonO
 def _new_command(
     spec: pb.CommandSpec,
     data: JsonObject,
+    advertised: JsonObject | None,
+    *,
     admin: Admin,
     request_id: str,
     now: datetime,
-    advertised: JsonObject | None,
 ) -> store.NewCommand:
     not_before = optional_time(spec, "not_before_time")
     expire = optional_time(spec, "expire_time")
@@ -206,7 +210,7 @@ def _new_command(
     if expire and expire > now + 2 * MOST_AHEAD - timedelta(days=1):
         faults.append(("command.expire_time", "must be at most 731 days ahead"))
     if faults:
-        raise errors.invalid_fields([limits.Violation(*fault, too_large=False) for fault in faults])
+        raise errors.invalid_fields([Violation(*fault) for fault in faults])
     return store.NewCommand(
         neuron_id=spec.neuron_id,
         issuer=admin.name,

@@ -69,19 +69,21 @@ _Row: TypeAlias = tuple[Any, ...]
 def heartbeat(message: heartbeat_pb2.Heartbeat) -> Heartbeat:
     """A checked Heartbeat as the row that is written."""
     has = message.HasField
-    return Heartbeat(
-        from_timestamp(message.heartbeat_time) if has("heartbeat_time") else None,
-        message.uptime.seconds + message.uptime.nanos / 1e9 if has("uptime") else None,
-        message.health_score if has("health_score") else None,
-        _ACTIVITY[message.activity],
-        *(_system(message.system) if has("system") else _NO_SYSTEM),
-        *(_application(message.application) if has("application") else _NO_APPLICATION),
-        *(_process(message.process) if has("process") else _NO_PROCESS),
-        *(_spool(message.spool) if has("spool") else _NO_SPOOL),
-        message.running_commands,
-        _host(message.host) if has("host") else None,
-        _dependencies(message) if message.dependencies else None,
-        _versions(message.versions) if has("versions") else None,
+    return Heartbeat._make(
+        (
+            from_timestamp(message.heartbeat_time) if has("heartbeat_time") else None,
+            message.uptime.seconds + message.uptime.nanos / 1e9 if has("uptime") else None,
+            message.health_score if has("health_score") else None,
+            _ACTIVITY[message.activity],
+            *(_system(message.system) if has("system") else _NO_SYSTEM),
+            *(_application(message.application) if has("application") else _NO_APPLICATION),
+            *(_process(message.process) if has("process") else _NO_PROCESS),
+            *(_spool(message.spool) if has("spool") else _NO_SPOOL),
+            message.running_commands,
+            _host(message.host) if has("host") else None,
+            _dependencies(message) if message.dependencies else None,
+            _versions(message.versions) if has("versions") else None,
+        )
     )
 
 

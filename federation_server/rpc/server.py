@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import grpc.aio
-from federation_server.rpc.access import AccessServicer
-from federation_server.rpc.analytics import AnalyticsServicer
-from federation_server.rpc.fleet import FleetServicer
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -19,7 +16,10 @@ from federation.v1 import (
     fleet_service_pb2_grpc,
     session_service_pb2_grpc,
 )
+from federation_server.rpc.access import AccessServicer
+from federation_server.rpc.analytics import AnalyticsServicer
 from federation_server.rpc.command import CommandServicer
+from federation_server.rpc.fleet import FleetServicer
 from federation_server.rpc.session import SessionServicer
 
 SERVICES = (
@@ -76,6 +76,7 @@ class Health:
 def build_server(
     interceptors: list[grpc.aio.ServerInterceptor],
     health: Health,
+    *,
     session: SessionServicer,
     fleet: FleetServicer,
     command: CommandServicer,

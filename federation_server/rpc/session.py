@@ -6,12 +6,13 @@ import asyncio
 from datetime import datetime
 
 import grpc.aio
-from federation_server.rpc.registration import Registration
 
 from federation.v1 import session_service_pb2 as pb
 from federation.v1 import session_service_pb2_grpc as pb_grpc
+from federation_server.domain.violation import Violation
 from federation_server.rpc import auth, convert_stream, errors, limits
 from federation_server.rpc.convert import from_timestamp, to_timestamp
+from federation_server.rpc.registration import Registration
 from federation_server.rpc.stream import NeuronStream, StreamParts
 from federation_server.store.ingest import DurableItem, HeartbeatItem
 
@@ -117,7 +118,7 @@ class Receipt:
         if not self._stored.done():
             detail = "a value in it cannot be stored"
             self._stored.set_exception(
-                errors.invalid_fields([limits.Violation(message, detail, too_large=False)])
+                errors.invalid_fields([Violation(message, detail)])
             )
 
     async def wait(self) -> tuple[int, datetime]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +22,7 @@ import structlog
 from federation.v1 import session_service_pb2 as pb
 from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.neuron import Presence
+from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_end
@@ -39,7 +41,7 @@ HELLO_TIMEOUT_S = 10.0
 FINAL_ACK_TIMEOUT_S = 10.0
 """How long the end of a stream waits for its last messages to be stored."""
 
-Context: TypeAlias = grpc.aio.ServicerContext[pb.NeuronMessage, pb.FederationMessage]
+Context: TypeAlias = "grpc.aio.ServicerContext[pb.NeuronMessage, pb.FederationMessage]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class NeuronStream:
             parts.sessions.remove(session)
             parts.writer.close(self._closed(session))
         if session.end is not None:
-            raise errors.session_ended(session.end, session.end_detail)
+            raise errors.session_ended(session.end, session.end_detail, session.neuron_id)
 
     async def _hello(self) -> pb.Hello:
         try:
@@ -201,7 +203,7 @@ class NeuronStream:
             self._take_durable(session, message, kind)
 
     def _take_durable(self, session: Session, message: pb.NeuronMessage, kind: str | None) -> None:
-        faults = limits.durable_violations(message, kind) if kind else []
+        faults = _durable_faults(message, kind) if kind else []
         payload: DurablePayload = None
         if faults:
             self._refuse(session, message.sequence, str(kind), faults)
@@ -219,7 +221,7 @@ class NeuronStream:
             self._parts.writer.durable(session, item, message.ByteSize())
 
     def _refuse(
-        self, session: Session, sequence: int, kind: str, faults: list[limits.Violation]
+        self, session: Session, sequence: int, kind: str, faults: Sequence[Violation]
     ) -> None:
         self._parts.metrics.refused.inc()
         reason = "TOO_LARGE" if all(fault.too_large for fault in faults) else "INVALID_FIELD"
@@ -269,3 +271,13 @@ class NeuronStream:
             reason=session.end or reason,
         )
         return ClosedItem(session.neuron_id, session.epoch, presence, reason)
+
+
+def _durable_faults(message: pb.NeuronMessage, kind: str) -> Sequence[Violation]:
+    """What is wrong with a durable message and its envelope."""
+    faults = limits.violations(getattr(message, kind), kind)
+    if not message.sequence:
+        faults.append(Violation("sequence", f"must be at least 1 with a {kind}, and is 0"))
+    if kind == "analytics_report" and not message.HasField("send_time"):
+        faults.append(Violation("send_time", f"is required with a {kind}"))
+    return faults

@@ -208,16 +208,19 @@ async def get(connection: AsyncConnection, command_id: str) -> CommandRecord | N
 
 
 async def transitions(
-    connection: AsyncConnection, command_id: str, *, after: int = 0
+    connection: AsyncConnection, record: CommandRecord, *, after: int = 0
 ) -> list[CommandTransition]:
-    """A command's changes of state beyond a revision, oldest first."""
+    """A command's changes of state beyond a revision, oldest first, and up to where the record
+    shows it: it may have gone on since that was read.
+    """
     names = CommandTransition.__slots__
     rows = await connection.execute(
         select(*(command_transitions.c[name] for name in names))
         .where(
             and_(
-                command_transitions.c.command_id == command_id,
+                command_transitions.c.command_id == record.command_id,
                 command_transitions.c.revision > after,
+                command_transitions.c.revision <= record.revision,
             )
         )
         .order_by(command_transitions.c.revision)

@@ -162,8 +162,8 @@ async def test_a_queued_command_expires_and_a_running_one_does_not(
     async with database.begin() as reading:
         ended = await commands.get(reading, queued)
         going = await commands.get(reading, running)
-        history = await commands.transitions(reading, queued)
-    assert ended is not None
+        assert ended is not None
+        history = await commands.transitions(reading, ended)
     assert going is not None
     assert (ended.state, going.state) == (CommandState.EXPIRED, CommandState.SENT)
     assert [t.state for t in history] == [CommandState.QUEUED, CommandState.EXPIRED]

@@ -256,8 +256,8 @@ async def test_all_updates_of_a_command_in_one_batch_leave_each_transition(
     ]
     async with database.begin() as reading:
         record = await commands.get(reading, command_id)
-        transitions = await commands.transitions(reading, command_id)
-    assert record is not None
+        assert record is not None
+        transitions = await commands.transitions(reading, record)
     assert (record.response, record.progress_fraction, record.log_tail) == (
         {"rows": 3},
         0.5,
