@@ -14,16 +14,26 @@ import math
 import random
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from typing import Final, cast
 
+from neuron_sdk.checks import http, tcp
 from neuron_sdk.redaction import redact_text
+
+__all__ = [
+    "DEFAULT_INTERVAL",
+    "DEFAULT_TIMEOUT",
+    "Answer",
+    "Check",
+    "DependencyChecks",
+    "DependencyResult",
+    "DependencyState",
+    "http",
+    "tcp",
+]
 
 DEFAULT_INTERVAL: Final = 30.0
 """Seconds between two runs of a check."""
@@ -229,39 +239,6 @@ class _RegisteredCheck:
         if self._run is not None and not self._run.done():
             self._run.cancel()
             await asyncio.wait({self._run}, timeout=_SECONDS_TO_END)
-
-
-def tcp(host: str, port: int) -> Callable[[], Coroutine[Any, Any, None]]:
-    """A check that a TCP port accepts a connection."""
-    if not 1 <= port <= 65_535:
-        raise ValueError(f"port {port} of {host}: use 1 to 65535")
-
-    async def check() -> None:
-        _, writer = await asyncio.open_connection(host, port)
-        writer.close()
-        await writer.wait_closed()
-
-    return check
-
-
-def http(url: str, *, timeout: float = DEFAULT_TIMEOUT) -> Callable[[], None]:
-    """A check that a GET of an http or https URL is answered with a status below 400.
-
-    Redirects are followed, and a proxy is used where the environment names one.
-    """
-    address = urlsplit(url)
-    if address.scheme not in {"http", "https"} or not address.hostname:
-        raise ValueError(f"URL {redact_text(url)!r}: use http://host/… or https://host/…")
-
-    def check() -> None:
-        request = urllib.request.Request(url, headers={"User-Agent": "neuron"})  # noqa: S310 - http(s)
-        try:
-            urllib.request.urlopen(request, timeout=timeout).close()  # noqa: S310 - the same
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise ConnectionError(f"answered with HTTP {error.code}") from None
-
-    return check
 
 
 def _takes_nothing(check: object) -> bool:

@@ -35,7 +35,6 @@ MAX_REQUESTS: Final = 16
 """Requests at one time; one more is turned away with 503."""
 
 _POLL = 0.25  # seconds until stop() is noticed, and between two looks for late requests
-_MAX_DRAINED = 64 * 1024
 
 _log = get_logger(__name__)
 
@@ -188,7 +187,6 @@ class _Handler(BaseHTTPRequestHandler):
         """What the parser refuses, in JSON. It says 501 to a method that has no `do_…`."""
         status = HTTPStatus(code)
         if status is HTTPStatus.NOT_IMPLEMENTED:
-            self._drain()
             status, message = HTTPStatus.METHOD_NOT_ALLOWED, "use GET or HEAD"
         self._answer(_error(status, message or status.phrase))
 
@@ -207,12 +205,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def _drain(self) -> None:
-        """Read what was sent along: unread bytes would reset the connection under the answer."""
-        length = self.headers.get("Content-Length", "0")
-        if length.isascii() and length.isdigit():
-            self.rfile.read(min(int(length), _MAX_DRAINED))
 
 
 def _health_page(report: HealthReport) -> Answer:
