@@ -6,6 +6,7 @@ serve` do not need: the root knows each noun's name and one line about it, no mo
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +42,8 @@ class _Root(OptionsAnywhere):
         """The command that the arguments name, loaded."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in NOUNS:
+            # gRPC writes lines of its own to stderr; what they mean, an error's line says.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             module = import_module(f"federation_server.console.{NOUNS[name][0]}")
             command = typer.main.get_command(module.app)
             command.name = name

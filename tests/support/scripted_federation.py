@@ -51,7 +51,8 @@ Answer: TypeAlias = Any
 class ScriptedFederation:
     """What it answers, what it was asked, and where."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, server: grpc.Server, port: int) -> None:
+        self._server = server
         self.port = port
         self.answers: dict[str, Answer] = {}
         self.requests: dict[str, list[Any]] = defaultdict(list)
@@ -61,6 +62,10 @@ class ScriptedFederation:
     def address(self) -> str:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """Ends it and every call that is under way."""
+        self._server.stop(grace=0).wait(5)
 
     def answer(self, name: str, request: Message, context: grpc.ServicerContext) -> Iterator[Any]:
         """The messages of an answer; ends the call if a Refusal is among them."""
@@ -85,7 +90,7 @@ def _refuse(refusal: Refusal, context: grpc.ServicerContext) -> None:
             packed = AnyMessage()
             packed.Pack(detail)
             status.details.append(packed)
-        context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
     context.abort(refusal.code, refusal.message)
 
 
@@ -104,11 +109,11 @@ def scripted_federation(port: int = 0) -> Iterator[ScriptedFederation]:
     port: 0 for any free one.
     """
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=[("grpc.so_reuseport", 0)])
-    scripted = ScriptedFederation(server.add_insecure_port(f"127.0.0.1:{port}"))
+    scripted = ScriptedFederation(server, server.add_insecure_port(f"127.0.0.1:{port}"))
     for service in SERVICES:
         handlers = {}
         for method in service.methods:
-            codec = {
+            codec: dict[str, Any] = {
                 "request_deserializer": GetMessageClass(method.input_type).FromString,
                 "response_serializer": GetMessageClass(method.output_type).SerializeToString,
             }
@@ -124,4 +129,4 @@ def scripted_federation(port: int = 0) -> Iterator[ScriptedFederation]:
     try:
         yield scripted
     finally:
-        server.stop(grace=0).wait(5)
+        scripted.stop()

@@ -5,14 +5,10 @@ printed, how it ends. What the real server makes of it is in tests/e2e/test_cons
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,14 +24,11 @@ from federation.v1 import access_service_pb2 as access
 from federation.v1 import analytics_service_pb2 as analytics
 from federation.v1 import command_service_pb2 as commands
 from federation.v1 import fleet_service_pb2 as fleet
-from federation.v1.command_pb2 import Command
-from federation.v1.neuron_pb2 import Neuron
 from federation_server import cli
-from tests.support.scripted_federation import Refusal, ScriptedFederation, scripted_federation
-from tests.support.waiting import eventually_sync
+from tests.support.console import KEY, command, executed, federation, neuron
+from tests.support.scripted_federation import Refusal, ScriptedFederation
 
-KEY = "fak_a-secret-that-nobody-may-see"
-PROGRAM = [sys.executable, "-m", "federation_server.cli"]
+__all__ = ["federation"]  # a fixture
 
 LEAVES = [
     "overview",
@@ -60,57 +53,12 @@ LEAVES = [
 ]
 
 
-@pytest.fixture
-def federation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ScriptedFederation]:
-    """A scripted federation that the environment points to."""
-    with scripted_federation() as scripted:
-        monkeypatch.setenv("FEDERATION_SERVER", scripted.address)
-        monkeypatch.setenv("FEDERATION_ADMIN_KEY", KEY)
-        monkeypatch.setenv("FEDERATION_DATA_DIR", str(tmp_path))
-        yield scripted
-
-
 def run(*arguments: str) -> Result:
     """Runs a command in this process; stdout is no terminal."""
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert KEY not in result.output
     return result
-
-
-def neuron(neuron_id: str, **fields: Any) -> Neuron:
-    return ParseDict(
-        {
-            "neuron_id": neuron_id,
-            "lifecycle": "LIFECYCLE_ACTIVE",
-            "presence": "PRESENCE_ONLINE",
-            "description": {"neuron_id": neuron_id, "type": "scraper"},
-            **fields,
-        },
-        Neuron(),
-    )
-
-
-def command(state: str, *transitions: str, **fields: Any) -> Command:
-    """A command in a state, with transitions to the states that are named."""
-    return ParseDict(
-        {
-            "command_id": "c-1",
-            "neuron_id": "scraper-1",
-            "type": "run_task",
-            "state": f"COMMAND_STATE_{state}",
-            "transitions": [
-                {"state": f"COMMAND_STATE_{each}", "transition_time": "2026-11-21T12:00:00Z"}
-                for each in transitions
-            ],
-            **fields,
-        },
-        Command(),
-    )
-
-
-def executed(state: str, *transitions: str, **fields: Any) -> commands.ExecuteCommandResponse:
-    return commands.ExecuteCommandResponse(command=command(state, *transitions, **fields))
 
 
 # --- help and options
@@ -539,131 +487,3 @@ def test_a_tokens_secret_is_all_that_goes_to_stdout(
     assert request.neuron_id_pattern == "scraper-*"
     assert dict(request.labels) == {"zone": "eu"}
     assert request.allow_reenrollment
-
-
-# --- processes: terminals, signals, pipes
-
-
-def on_terminal(*arguments: str, **environment: str) -> str:
-    """What a command shows on a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [*PROGRAM, *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm", **environment},
-    )
-    os.close(theirs)
-    seen = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            seen += chunk
-    except OSError:  # Linux's way to say that nobody has the other end open
-        pass
-    finally:
-        os.close(ours)
-        child.wait(20)
-    return seen.decode()
-
-
-def test_a_terminal_gets_colours_and_a_table_that_fits(federation: ScriptedFederation) -> None:
-    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(
-        neurons=[neuron("a-rather-long-name-of-a-neuron-that-folds")]
-    )
-    seen = on_terminal("neurons", "list")
-    assert "\x1b[32mONLINE" in seen
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in seen.splitlines()]
-    assert max(len(line) for line in lines) <= 80
-    letters = "".join(line.split()[0] for line in lines if line.strip() and "─" not in line)
-    assert "a-rather-long-name-of-a-neuron-that-folds" in letters
-
-
-def test_no_color_is_honoured(federation: ScriptedFederation) -> None:
-    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
-    seen = on_terminal("neurons", "list", NO_COLOR="1")
-    assert "ONLINE" in seen
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", seen)
-
-
-def started(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def line_of(child: subprocess.Popen[str]) -> str:
-    assert child.stdout is not None
-    return child.stdout.readline()
-
-
-@pytest.fixture
-def held() -> Iterator[Callable[[], None]]:
-    """Something that a stream can wait for, released at the test's end."""
-    over = threading.Event()
-
-    def wait() -> None:
-        over.wait(30)
-
-    yield wait
-    over.set()
-
-
-def test_ctrl_c_leaves_the_command_running_and_says_so(
-    federation: ScriptedFederation, held: Callable[[], None]
-) -> None:
-    federation.answers["ExecuteCommand"] = [executed("RUNNING", "RUNNING"), held]
-    child = started("command", "exec", "scraper-1", "run_task")
-    assert "RUNNING" in line_of(child)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=20)
-    assert child.returncode == 130
-    assert errors == "the command goes on: federation command show c-1\n"
-
-
-def test_ctrl_c_ends_a_watch_quietly(federation: ScriptedFederation) -> None:
-    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
-    child = started("neurons", "watch")
-    assert json.loads(line_of(child))["change"] == "added"
-    child.send_signal(signal.SIGINT)
-    rest, errors = child.communicate(timeout=20)
-    assert (child.returncode, rest, errors) == (130, "", "")
-
-
-def test_a_reader_that_goes_away_ends_a_command_quietly(federation: ScriptedFederation) -> None:
-    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(
-        neurons=[neuron(f"n-{number}") for number in range(3000)]
-    )
-    child = started("neurons", "list", "--json")
-    assert child.stdout is not None
-    child.stdout.readline()
-    child.stdout.close()
-    assert child.stderr is not None
-    with child.stderr:
-        assert child.stderr.read() == ""
-    assert child.wait(20) == 141
-
-
-def test_a_watch_prints_changes_and_survives_a_restart(
-    federation: ScriptedFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with scripted_federation() as first:
-        first.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a"), neuron("b")])
-        child = started("neurons", "watch", "--interval", "50ms", "--server", first.address)
-        changes = [json.loads(line_of(child)) for _ in range(2)]
-        assert [each["change"] for each in changes] == ["added", "added"]
-        eventually_sync(lambda: len(first.requests["ListNeurons"]) > 3)
-    assert child.stderr is not None
-    assert "asking again" in child.stderr.readline()
-    with scripted_federation(first.port) as second:
-        second.answers["ListNeurons"] = fleet.ListNeuronsResponse(
-            neurons=[neuron("a", presence="PRESENCE_SUSPECT")]
-        )
-        changes = [json.loads(line_of(child)) for _ in range(2)]
-        assert [(each["change"], each["neuron"]["neuron_id"]) for each in changes] == [
-            ("changed", "a"),
-            ("removed", "b"),
-        ]
-        child.send_signal(signal.SIGINT)
-        child.communicate(timeout=20)
-        assert child.returncode == 130

@@ -1,0 +1,62 @@
+"""What the console's tests share: a scripted federation, and messages for it to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from federation.v1 import command_service_pb2 as commands
+from federation.v1.command_pb2 import Command
+from federation.v1.neuron_pb2 import Neuron
+from tests.support.scripted_federation import ScriptedFederation, scripted_federation
+
+KEY = "fak_a-secret-that-nobody-may-see"
+
+
+@pytest.fixture
+def federation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ScriptedFederation]:
+    """A scripted federation that the environment points to."""
+    with scripted_federation() as scripted:
+        monkeypatch.setenv("FEDERATION_SERVER", scripted.address)
+        monkeypatch.setenv("FEDERATION_ADMIN_KEY", KEY)
+        monkeypatch.setenv("FEDERATION_DATA_DIR", str(tmp_path))
+        yield scripted
+
+
+def neuron(neuron_id: str, **fields: Any) -> Neuron:
+    return ParseDict(
+        {
+            "neuron_id": neuron_id,
+            "lifecycle": "LIFECYCLE_ACTIVE",
+            "presence": "PRESENCE_ONLINE",
+            "description": {"neuron_id": neuron_id, "type": "scraper"},
+            **fields,
+        },
+        Neuron(),
+    )
+
+
+def command(state: str, *transitions: str, **fields: Any) -> Command:
+    """A command in a state, with transitions to the states that are named."""
+    return ParseDict(
+        {
+            "command_id": "c-1",
+            "neuron_id": "scraper-1",
+            "type": "run_task",
+            "state": f"COMMAND_STATE_{state}",
+            "transitions": [
+                {"state": f"COMMAND_STATE_{each}", "transition_time": "2026-11-21T12:00:00Z"}
+                for each in transitions
+            ],
+            **fields,
+        },
+        Command(),
+    )
+
+
+def executed(state: str, *transitions: str, **fields: Any) -> commands.ExecuteCommandResponse:
+    return commands.ExecuteCommandResponse(command=command(state, *transitions, **fields))

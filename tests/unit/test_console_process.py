@@ -1,0 +1,157 @@
+"""The console as a process: on a terminal, in a pipe, with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from federation.v1 import fleet_service_pb2 as fleet
+from tests.support.console import executed, federation, neuron
+from tests.support.scripted_federation import ScriptedFederation, scripted_federation
+from tests.support.waiting import eventually_sync
+
+__all__ = ["federation"]  # a fixture
+
+PROGRAM = [sys.executable, "-m", "federation_server.cli"]
+
+
+def on_terminal(*arguments: str, **environment: str) -> str:
+    """What a command shows on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm", **environment},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:  # Linux's way to say that nobody has the other end open
+        pass
+    finally:
+        os.close(ours)
+        child.wait(20)
+    return seen.decode()
+
+
+def test_a_terminal_gets_colours_and_a_table_that_fits(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(
+        neurons=[neuron("a-rather-long-name-of-a-neuron-that-folds")]
+    )
+    seen = on_terminal("neurons", "list")
+    assert "\x1b[32mONLINE" in seen
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in seen.splitlines()]
+    assert max(len(line) for line in lines) <= 80
+    letters = "".join(line.split()[0] for line in lines if line.strip() and "─" not in line)
+    assert "a-rather-long-name-of-a-neuron-that-folds" in letters
+
+
+def test_no_color_is_honoured(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
+    seen = on_terminal("neurons", "list", NO_COLOR="1")
+    assert "ONLINE" in seen
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", seen)
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A running command; killed at the block's end if it still runs."""
+    with subprocess.Popen(
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def line_of(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline()
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[], None]]:
+    """Something that a stream can wait for, released at the test's end."""
+    over = threading.Event()
+
+    def wait() -> None:
+        over.wait(30)
+
+    yield wait
+    over.set()
+
+
+def test_ctrl_c_leaves_the_command_running_and_says_so(
+    federation: ScriptedFederation, held: Callable[[], None]
+) -> None:
+    federation.answers["ExecuteCommand"] = [executed("RUNNING", "RUNNING"), held]
+    with started("command", "exec", "scraper-1", "run_task") as child:
+        assert "RUNNING" in line_of(child)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert errors == "the command goes on: federation command show c-1\n"
+
+
+def test_ctrl_c_ends_a_watch_quietly(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a")])
+    with started("neurons", "watch") as child:
+        assert json.loads(line_of(child))["change"] == "added"
+        child.send_signal(signal.SIGINT)
+        rest, errors = child.communicate(timeout=20)
+    assert (child.returncode, rest, errors) == (130, "", "")
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(
+        neurons=[neuron(f"n-{number}") for number in range(3000)]
+    )
+    with started("neurons", "list", "--json") as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.stdout.close()
+        assert child.stderr is not None
+        assert child.stderr.read() == ""
+        assert child.wait(20) == 141
+
+
+def test_a_watch_prints_changes_and_survives_a_restart(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse()
+    with scripted_federation() as first:
+        first.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("a"), neuron("b")])
+        port = first.port
+        with started("neurons", "watch", "--interval", "50ms", "--server", first.address) as child:
+            added = [json.loads(line_of(child)) for _ in range(2)]
+            assert [each["change"] for each in added] == ["added", "added"]
+            eventually_sync(lambda: len(first.requests["ListNeurons"]) > 3)
+            first.stop()
+            assert child.stderr is not None
+            assert "asking again" in child.stderr.readline()
+            with scripted_federation(port) as second:
+                second.answers["ListNeurons"] = fleet.ListNeuronsResponse(
+                    neurons=[neuron("a", presence="PRESENCE_SUSPECT")]
+                )
+                changes = [json.loads(line_of(child)) for _ in range(2)]
+                child.send_signal(signal.SIGINT)
+                _, errors = child.communicate(timeout=20)
+    assert [(each["change"], each["neuron"]["neuron_id"]) for each in changes] == [
+        ("changed", "a"),
+        ("removed", "b"),
+    ]
+    assert child.returncode == 130
+    assert errors == "the federation is back\n"
