@@ -1,1 +1,1 @@
-"""The wire: one thin servicer a file, what stands before them, and the converters."""
+"""The transport: one thin servicer a file, and what they share. Alone in knowing gRPC."""
