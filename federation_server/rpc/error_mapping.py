@@ -1,0 +1,241 @@
+"""From whatever a handler raises to what its client is told: the one table, and the interceptor
+that applies it to every RPC of the federation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc.aio
+import psycopg
+import structlog
+from google.protobuf.message import DecodeError
+from sqlalchemy import exc as sql
+
+from federation_server.domain.filter import FilterError
+from federation_server.rpc import errors
+from federation_server.rpc.errors import Refused
+from federation_server.store.database import first_line
+from federation_server.store.paging import PageTokenInvalid
+
+log = structlog.get_logger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_PACKAGE = "/federation."
+
+_TABLE: tuple[tuple[tuple[type[Exception], ...], Callable[[Exception], Refused], int], ...] = (
+    # What is raised, what the client is told, and how loud the log is about it.
+    (
+        (DecodeError,),
+        lambda _: errors.invalid_field(
+            "", "cannot be decoded: see that it is of the right type, and nested 100 deep at most"
+        ),
+        logging.INFO,
+    ),
+    ((FilterError,), lambda error: errors.invalid_field("filter", str(error)), logging.INFO),
+    ((PageTokenInvalid,), lambda _: errors.page_token_invalid(), logging.INFO),
+    (
+        # A driver's OperationalError is also a pool that is exhausted, a statement that took too
+        # long, a deadlock: each is over, and the same call may succeed.
+        (
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+            sql.OperationalError,
+            sql.InterfaceError,
+            sql.TimeoutError,
+        ),
+        lambda _: errors.database_unavailable(),
+        logging.WARNING,
+    ),
+)
+
+_LEVELS = {
+    grpc.StatusCode.INTERNAL: logging.ERROR,
+    grpc.StatusCode.UNAVAILABLE: logging.WARNING,
+}
+"""How loud the log is about a Refused; INFO for the codes that are not here."""
+
+
+def refusal(error: Exception, method: str = "") -> Refused:
+    """What the client is told of an error; the log is told here."""
+    if isinstance(error, ExceptionGroup):
+        error = _gist(error)
+    if isinstance(error, Refused):
+        _log(error, error, _LEVELS.get(error.code, logging.INFO), method)
+        return error
+    for kinds, make, level in _TABLE:
+        if isinstance(error, kinds):
+            refused = make(error)
+            _log(refused, error, level, method)
+            return refused
+    if isinstance(error, sql.DBAPIError) and error.connection_invalidated:
+        refused = errors.database_unavailable()
+        _log(refused, error, logging.WARNING, method)
+        return refused
+    incident_id = str(uuid.uuid4())
+    log.error(
+        "RPC failed",
+        action="rpc_failed",
+        method=method,
+        incident_id=incident_id,
+        exc_info=error,
+    )
+    return errors.internal(incident_id)
+
+
+def _gist(group: ExceptionGroup[Exception]) -> Exception:
+    """The error that a task group's errors come down to: what a handler raised on purpose, else
+    the only one, else the group.
+    """
+    leaves = list(_leaves(group))
+    for leaf in leaves:
+        if isinstance(leaf, Refused):
+            return leaf
+    return leaves[0] if len(leaves) == 1 else group
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, ExceptionGroup) else [error])
+    ]
+
+
+def _log(refused: Refused, error: Exception, level: int, method: str) -> None:
+    cause = {} if error is refused else {"cause": type(error).__name__, "detail": first_line(error)}
+    log.log(
+        level,
+        "RPC refused",
+        action="rpc_refused",
+        method=method,
+        code=refused.code.name,
+        reason=refused.reason_name,
+        message=refused.message,
+        **refused.metadata,
+        **cause,
+    )
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -> None:
+    """Ends the RPC with that error. Never returns: grpc raises its AbortError."""
+    await context.abort(refused.code, refused.message, errors.trailers(refused))
+
+
+class ErrorMapping(grpc.aio.ServerInterceptor):
+    """Stands before all other interceptors, and ends each RPC of the federation as its handler,
+    or an interceptor behind this one, said by an exception.
+
+    A method's handler is wrapped once and kept. On a stream nothing is added to a message that a
+    handler reads or writes itself, and one resumed generator to each that it yields.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is wrapped yet."""
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler, wrapped."""
+        method = handler_call_details.method
+        if not method.startswith(_PACKAGE):
+            return await continuation(handler_call_details)
+        try:
+            handler = await continuation(handler_call_details)
+        except Exception as error:  # noqa: BLE001 - mapped, and logged, as a handler's would be
+            return refusing(refusal(error, method))
+        if handler is None:  # no such RPC: grpc answers UNIMPLEMENTED
+            return None
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        wrapped = _wrap(handler, method)
+        self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+
+def refusing(refused: Refused) -> Handler:
+    """A handler that ends an RPC of any kind with that error and reads nothing of it."""
+
+    async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await abort(context, refused)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class _Undecodable:
+    """In the place of a request that could not be decoded."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: DecodeError) -> None:
+        self.error = error
+
+
+def _wrap(handler: Handler, method: str) -> Handler:
+    kind = f"{'stream' if handler.request_streaming else 'unary'}_" + (
+        "stream" if handler.response_streaming else "unary"
+    )
+    behavior = getattr(handler, kind)
+    wrap = _wrap_generator if inspect.isasyncgenfunction(behavior) else _wrap_coroutine
+    decode = handler.request_deserializer
+    if not handler.request_streaming and decode is not None:
+        # grpc would answer UNKNOWN with the exception's text. A stream's handler gets the
+        # exception out of read(), as any other.
+        decode = _decoding(decode)
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    wrapped: Handler = make(
+        wrap(behavior, method),
+        request_deserializer=decode,
+        response_serializer=handler.response_serializer,
+    )
+    return wrapped
+
+
+def _decoding(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decoding(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return _Undecodable(error)
+
+    return decoding
+
+
+def _wrap_coroutine(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            if isinstance(request, _Undecodable):
+                raise request.error
+            return await behavior(request, context)
+        except grpc.aio.AbortError:
+            raise  # the handler has ended the RPC itself
+        except Exception as error:  # noqa: BLE001 - CancelledError is none, and passes
+            await abort(context, refusal(error, method))
+
+    return handle
+
+
+def _wrap_generator(
+    behavior: Callable[..., AsyncIterator[Any]], method: str
+) -> Callable[..., AsyncIterator[Any]]:
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            if isinstance(request, _Undecodable):
+                raise request.error
+            async for response in behavior(request, context):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            await abort(context, refusal(error, method))
+
+    return handle
