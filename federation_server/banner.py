@@ -8,41 +8,49 @@ from pathlib import Path
 
 from federation_server.settings import Settings
 
+OVERVIEW = "federation.v1.FleetService/GetFleetOverview"
 
-def show_admin_key(secret: str, path: Path) -> None:
+
+def show_admin_key(settings: Settings, secret: str) -> None:
     """The first admin key, the one time that it is shown."""
-    _say(
-        "",
-        f"  admin key          {secret}",
-        f"                     shown this once; kept in {path}",
-    )
+    _say("", *_admin_key(settings, secret), "")
 
 
-def show(settings: Settings, *, enrollment_token: str, demo: str | None) -> None:
+def show(
+    settings: Settings, *, admin_key: str | None, enrollment_token: str, demo: str | None
+) -> None:
     """Where everything is, and three commands to try next.
 
-    demo: the id of the demo neuron, if one runs.
+    admin_key: the first admin key, if it was made now. demo: the id of the demo neuron, if one
+    runs.
     """
     database = "PostgreSQL of DATABASE_URL" if settings.database_url else settings.data_dir
-    lines = [
+    _say(
         "",
         f"  federation serves  {settings.address}",
         f"  data               {database}",
-    ]
-    if settings.admin_api_key is not None:
-        lines.append("  admin key          the one in ADMIN_API_KEY")
-    else:
-        lines.append(f"  admin key          in {settings.admin_key_file}")
-    lines += [
+        *_admin_key(settings, admin_key),
         f"  enrollment token   {enrollment_token}",
         "                     enrolls neurons for 24 h: ENROLLMENT_TOKEN=… python my_neuron.py",
         "",
         "  Try, in another terminal:",
         "",
-    ]
-    lines += [f"    {command}" for command in _commands(settings, demo)]
-    lines += ["", "  Ctrl-C stops everything.", ""]
-    _say(*lines)
+        *(f"    {command}" for command in _commands(settings, demo)),
+        "",
+        "  Ctrl-C stops everything.",
+        "",
+    )
+
+
+def _admin_key(settings: Settings, secret: str | None) -> list[str]:
+    if secret is not None:
+        return [
+            f"  admin key          {secret}",
+            f"                     shown this once; kept in {settings.admin_key_file}",
+        ]
+    if settings.admin_api_key is not None:
+        return ["  admin key          the one in ADMIN_API_KEY"]
+    return [f"  admin key          kept in {settings.admin_key_file}"]
 
 
 def _commands(settings: Settings, demo: str | None) -> list[str]:
@@ -55,8 +63,7 @@ def _commands(settings: Settings, demo: str | None) -> list[str]:
     return [
         f"{federation} neurons list{server}",
         f"{federation} command exec {neuron} greet name=World{server}",
-        f"{_curl(programs)} -d '{{}}' {key}"
-        f" http://{settings.address}/federation.v1.FleetService/GetFleetOverview",
+        f"{_curl(programs)} -d '{{}}' {key} http://{settings.address}/{OVERVIEW}",
     ]
 
 

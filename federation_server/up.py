@@ -49,11 +49,16 @@ async def up(settings: Settings, *, demo: bool) -> None:
         if stop.is_set():
             return
         await asyncio.to_thread(schema.upgrade, url)
-        await _seed_admin_key(settings, database)
+        key = await _seed_admin_key(settings, database)
         async with App(settings, database).running() as port:
             settings = settings.model_copy(update={"port": port})
             token = await _enrollment_token(database)
-            banner.show(settings, enrollment_token=token, demo=DEMO_NEURON if demo else None)
+            banner.show(
+                settings,
+                admin_key=key,
+                enrollment_token=token,
+                demo=DEMO_NEURON if demo else None,
+            )
             keeper = asyncio.create_task(_keep_demo(settings, token)) if demo else None
             await stop.wait()
             if keeper is not None:
@@ -74,7 +79,9 @@ async def serve(settings: Settings) -> None:
         if stop.is_set():
             return
         await schema.check(database)
-        await _seed_admin_key(settings, database)
+        key = await _seed_admin_key(settings, database)
+        if key is not None:
+            banner.show_admin_key(settings, key)
         async with App(settings, database).running():
             await stop.wait()
 
@@ -140,8 +147,10 @@ async def _keep_postgres(embedded: EmbeddedPostgres, stop: asyncio.Event) -> Non
             log.error("PostgreSQL does not start", action="postgres_failed", reason=str(error))
 
 
-async def _seed_admin_key(settings: Settings, database: Database) -> None:
-    """Makes the first admin key, and keeps it where its owner alone can read it."""
+async def _seed_admin_key(settings: Settings, database: Database) -> str | None:
+    """Makes the first admin key, and keeps it where its owner alone can read it; gives it if it
+    was made now.
+    """
     configured = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
     try:
         async with database.begin() as connection:
@@ -157,8 +166,7 @@ async def _seed_admin_key(settings: Settings, database: Database) -> None:
             " make the folder writable, name another with FEDERATION_DATA_DIR,"
             " or set ADMIN_API_KEY"
         ) from None
-    if seeded.secret is not None:
-        banner.show_admin_key(seeded.secret, settings.admin_key_file)
+    return seeded.secret
 
 
 def _write_secret(path: Path, secret: str) -> None:
