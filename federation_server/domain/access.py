@@ -1,0 +1,144 @@
+"""Who may do what: roles, principals, and how secrets are made and compared.
+
+A secret is shown once, when it is made; what is kept is its SHA-256. The secrets are 256 random
+bits, so that a slow password hash would add cost and no safety.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import IntEnum, StrEnum
+from typing import TypeAlias
+
+API_KEY_PREFIX = "fak_"
+ENROLLMENT_TOKEN_PREFIX = "fet_"  # noqa: S105 - a prefix, not a secret
+
+
+class Role(IntEnum):
+    """What an admin may do; each role may do all that the ones below it may."""
+
+    VIEWER = 1
+    """Sees the fleet, its commands and its metrics."""
+    OPERATOR = 2
+    """Commands and steers neurons."""
+    ADMIN = 3
+    """Decides who takes part."""
+
+
+class Caller(StrEnum):
+    """Who an RPC is for."""
+
+    ANYONE = "ANYONE"
+    """No credential is needed to call it; it may check one of its own."""
+    NEURON = "NEURON"
+    """A neuron, with its token."""
+    VIEWER = "VIEWER"
+    """An API key of role VIEWER or above."""
+    OPERATOR = "OPERATOR"
+    """An API key of role OPERATOR or above."""
+    ADMIN = "ADMIN"
+    """An API key of role ADMIN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """Somebody with an API key."""
+
+    name: str
+    role: Role
+
+    @property
+    def actor(self) -> str:
+        """How histories name this principal."""
+        return f"admin:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronIdentity:
+    """A neuron that has shown its token."""
+
+    neuron_id: str
+    generation: int
+    expire_time: datetime
+
+    @property
+    def actor(self) -> str:
+        """How histories name this principal."""
+        return f"neuron:{self.neuron_id}"
+
+
+Principal: TypeAlias = Admin | NeuronIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollmentToken:
+    """An enrollment token without its secret; see the contract's message of that name."""
+
+    enrollment_token_id: str
+    description: str
+    creator: str
+    create_time: datetime
+    expire_time: datetime
+    revoke_time: datetime | None
+    max_uses: int
+    uses: int
+    neuron_type: str
+    neuron_id_pattern: str
+    labels: Mapping[str, str]
+    allow_reenrollment: bool
+
+    @property
+    def used_up(self) -> bool:
+        """It has enrolled as many as it can; only a request that it has counted may come again."""
+        return 0 < self.max_uses <= self.uses
+
+    def refuses(
+        self, *, now: datetime, neuron_id: str, neuron_type: str, labels: Mapping[str, str]
+    ) -> str | None:
+        """Why the token does not enroll that neuron, or None if it does (unless it is used up).
+
+        The reason is for the server's log: a stranger learns only that it was refused.
+        """
+        if self.revoke_time is not None:
+            return "revoked"
+        if now >= self.expire_time:
+            return "expired"
+        if self.neuron_type and neuron_type != self.neuron_type:
+            return "pinned to another type"
+        if self.neuron_id_pattern and not matches(self.neuron_id_pattern, neuron_id):
+            return "pinned to other ids"
+        if any(labels.get(key) != value for key, value in self.labels.items()):
+            return "pinned to other labels"
+        return None
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether `text` is `pattern`, where each `*` of it stands for any text."""
+    parts = (re.escape(part) for part in pattern.split("*"))
+    return re.fullmatch(".*".join(parts), text, re.DOTALL) is not None
+
+
+def new_secret(prefix: str) -> str:
+    """A fresh secret of 256 random bits."""
+    return prefix + secrets.token_urlsafe(32)
+
+
+def secret_hash(secret: str) -> bytes:
+    """What is kept of a secret, and looked up: 32 bytes."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLifetime:
+    """How long neuron tokens live; they are renewed in the middle of their life."""
+
+    ttl: timedelta = timedelta(hours=24)
+
+    def refresh_time(self, issue_time: datetime) -> datetime:
+        """When a token issued at `issue_time` should be renewed."""
+        return issue_time + self.ttl / 2

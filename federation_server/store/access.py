@@ -1,0 +1,194 @@
+"""API keys and signing keys.
+
+Of an API key only the SHA-256 of its secret is kept, and a key is found by that. Signing keys are
+kept as they are: who can read them can read all that they protect.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import func, or_, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from federation_server.domain.access import (
+    API_KEY_PREFIX,
+    Admin,
+    Role,
+    new_secret,
+    secret_hash,
+)
+from federation_server.store.schema import api_keys, signing_keys
+
+GENERATED_KEY_NAME = "admin"
+"""The name of the key that the first server of a federation makes."""
+
+CONFIGURED_KEY_NAME = "admin-env"
+"""The name of the key that ADMIN_API_KEY holds."""
+
+MIN_CONFIGURED_KEY_LENGTH = 16
+"""A shorter ADMIN_API_KEY could be guessed: its hash is a fast one."""
+
+
+class AdminKeyUnusable(ValueError):
+    """ADMIN_API_KEY cannot be the admin's key; the message says why and what to do."""
+
+
+class AdminKeySeed(StrEnum):
+    """What `seed_admin_key` has done."""
+
+    GENERATED = "GENERATED"
+    """There was no key at all: one was made, and its secret is known now and never again."""
+    ADDED = "ADDED"
+    """ADMIN_API_KEY was new."""
+    REPLACED = "REPLACED"
+    """ADMIN_API_KEY was another one before; that one no longer works."""
+    KEPT = "KEPT"
+    """Nothing was missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeededKey:
+    """What `seed_admin_key` has done, and the secret if it made one."""
+
+    seed: AdminKeySeed
+    secret: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundKey:
+    """An API key that was shown."""
+
+    admin: Admin
+    expire_time: datetime | None
+    expired: bool
+    """By PostgreSQL's clock."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SigningKey:
+    """A key that signs neuron tokens."""
+
+    kid: str
+    secret: bytes
+
+
+async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | None:
+    """The API key with that secret; None if there is none or it was revoked."""
+    wanted = secret_hash(secret)
+    row = (
+        await connection.execute(
+            select(
+                api_keys.c.name,
+                api_keys.c.role,
+                api_keys.c.secret_hash,
+                api_keys.c.expire_time,
+                func.coalesce(api_keys.c.expire_time <= func.now(), False).label("expired"),
+            ).where(api_keys.c.secret_hash == wanted, api_keys.c.revoke_time.is_(None))
+        )
+    ).one_or_none()
+    if row is None or not hmac.compare_digest(row.secret_hash, wanted):
+        return None
+    return FoundKey(Admin(row.name, row.role), row.expire_time, row.expired)
+
+
+async def seed_admin_key(connection: AsyncConnection, configured: str | None) -> SeededKey:
+    """Sees to it that somebody can administer the federation.
+
+    With ADMIN_API_KEY set (`configured`), the key named "admin-env" gets that secret, and loses
+    the one that it had: the setting is the truth, and changing it rotates the key. A secret that
+    is an ADMIN's key already, under any name, is left as it is. Without it, the first start
+    of all (no key exists) makes the key named "admin". Unsetting ADMIN_API_KEY takes nothing away.
+
+    Raises:
+        AdminKeyUnusable: `configured` is too weak, or is a key that was revoked, has expired or
+            has a lower role; a restart must not undo that.
+    """
+    # Servers that start together must not each make a first key.
+    await connection.execute(text("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE"))
+    if configured:
+        return SeededKey(await _configure(connection, configured))
+    if (await connection.execute(select(api_keys.c.api_key_id).limit(1))).first() is not None:
+        return SeededKey(AdminKeySeed.KEPT)
+    secret = new_secret(API_KEY_PREFIX)
+    await _put(connection, GENERATED_KEY_NAME, secret)
+    return SeededKey(AdminKeySeed.GENERATED, secret)
+
+
+async def _configure(connection: AsyncConnection, secret: str) -> AdminKeySeed:
+    if len(secret) < MIN_CONFIGURED_KEY_LENGTH or not (secret.isascii() and secret.isprintable()):
+        raise AdminKeyUnusable(
+            f"ADMIN_API_KEY must be {MIN_CONFIGURED_KEY_LENGTH} or more printable ASCII"
+            " characters: try `openssl rand -hex 32`"
+        )
+    rows = await connection.execute(
+        select(
+            api_keys.c.name,
+            api_keys.c.secret_hash == secret_hash(secret),
+            (api_keys.c.role == Role.ADMIN)
+            & api_keys.c.revoke_time.is_(None)
+            & (api_keys.c.expire_time.is_(None) | (api_keys.c.expire_time > func.now())),
+        ).where(
+            or_(
+                api_keys.c.secret_hash == secret_hash(secret),
+                api_keys.c.name == CONFIGURED_KEY_NAME,
+            )
+        )
+    )
+    seed = AdminKeySeed.ADDED
+    for name, same, usable in rows:
+        if same and usable:
+            return AdminKeySeed.KEPT
+        if same:
+            raise AdminKeyUnusable(
+                f"ADMIN_API_KEY is the key {name!r}, which was revoked, has expired or has a lower"
+                " role: set another one"
+            )
+        seed = AdminKeySeed.REPLACED
+    await _put(connection, CONFIGURED_KEY_NAME, secret)
+    return seed
+
+
+async def _put(connection: AsyncConnection, name: str, secret: str) -> None:
+    fresh = {
+        "role": Role.ADMIN,
+        "secret_hash": secret_hash(secret),
+        "create_time": func.now(),
+        "expire_time": None,
+        "revoke_time": None,
+    }
+    await connection.execute(
+        insert(api_keys)
+        .values(api_key_id=str(uuid.uuid4()), name=name, **fresh)
+        .on_conflict_do_update(index_elements=[api_keys.c.name], set_=fresh)
+    )
+
+
+async def load_signing_keys(connection: AsyncConnection) -> Sequence[SigningKey]:
+    """The keys that verify neuron tokens, the one that signs first; makes the first one of all."""
+    await connection.execute(text("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE"))
+    keys = await _signing_keys(connection)
+    if not keys:
+        await connection.execute(
+            insert(signing_keys).values(
+                kid=secrets.token_hex(8), secret=secrets.token_bytes(32), create_time=func.now()
+            )
+        )
+        keys = await _signing_keys(connection)
+    return keys
+
+
+async def _signing_keys(connection: AsyncConnection) -> Sequence[SigningKey]:
+    rows = await connection.execute(
+        select(signing_keys.c.kid, signing_keys.c.secret)
+        .where(or_(signing_keys.c.retire_time.is_(None), signing_keys.c.retire_time > func.now()))
+        .order_by(signing_keys.c.create_time.desc(), signing_keys.c.kid)
+    )
+    return [SigningKey(kid, bytes(secret)) for kid, secret in rows]
