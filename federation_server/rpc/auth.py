@@ -1,0 +1,215 @@
+"""Who calls, and whether they may: the one gate that every call passes.
+
+A credential travels in the metadata: `authorization: Bearer …` holds a neuron's token (a JWT) or
+an API key, `x-admin-key: …` an API key. A handler learns by `current_neuron` or `current_admin`
+whom it serves: grpc.aio runs interceptors and handler of a call in one task, so a context variable
+reaches from here to there. `methods.METHODS` says for whom each RPC is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from typing import Any, TypeAlias, TypeVar
+
+import grpc.aio
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from federation_server.domain.access import (
+    Admin,
+    Caller,
+    NeuronIdentity,
+    Principal,
+    Role,
+    secret_hash,
+)
+from federation_server.domain.neuron import Lifecycle
+from federation_server.rpc import errors
+from federation_server.rpc.error_mapping import refusal, refusing
+from federation_server.rpc.methods import DEREGISTER, METHODS
+from federation_server.rpc.tokens import Tokens
+from federation_server.store.access import FoundKey, find_api_key
+from federation_server.store.database import Database
+from federation_server.store.registration import find_standing
+
+log = structlog.get_logger(__name__)
+
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+T = TypeVar("T")
+
+API_KEY_CACHE_S = 5.0
+"""How long a key that was good is taken for good without a look into the database."""
+
+API_KEY_CACHE_SIZE = 1024
+
+LOOKUP_TIMEOUT_S = 3.0
+"""How long the database may take to say who calls."""
+
+_principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
+
+
+def current_admin() -> Admin:
+    """The admin that this call serves."""
+    match _principal.get():
+        case Admin() as admin:
+            return admin
+        case _:
+            raise RuntimeError("this RPC is not one for admins")
+
+
+def current_neuron() -> NeuronIdentity:
+    """The neuron that this call serves."""
+    match _principal.get():
+        case NeuronIdentity() as neuron:
+            return neuron
+        case _:
+            raise RuntimeError("this RPC is not one for neurons")
+
+
+def neuron_token(metadata: Metadata | None) -> str | None:
+    """The neuron token that a call carries, good or not; None if it carries none."""
+    credential = _credential(metadata)
+    return credential if credential is not None and _is_jwt(credential) else None
+
+
+def _credential(metadata: Metadata | None) -> str | None:
+    """The secret that a call carries; empty for an `authorization` that is no Bearer."""
+    found: dict[str, str] = {}
+    for name, value in metadata or ():
+        found.setdefault(name, value if isinstance(value, str) else "")
+    scheme, _, bearer = found.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return bearer.strip()
+    if "x-admin-key" in found:
+        return found["x-admin-key"].strip()
+    return "" if "authorization" in found else None
+
+
+def _is_jwt(credential: str) -> bool:
+    """Whether it has a JWT's form; anything else can only be an API key."""
+    return credential.startswith("eyJ") and credential.count(".") == 2
+
+
+class Authentication(grpc.aio.ServerInterceptor):
+    """Lets a call through to its handler if its caller may make it."""
+
+    def __init__(
+        self, database: Database, tokens: Tokens, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Asks `database` who a credential is; `clock` is in seconds."""
+        self._database = database
+        self._tokens = tokens
+        self._keys = _KeyCache(clock)
+        self._lookups: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Passes the call on, or puts a handler in the way that refuses it."""
+        handler = await continuation(handler_call_details)
+        if handler is None:  # no such RPC: grpc answers UNIMPLEMENTED
+            return None
+        method = handler_call_details.method
+        try:
+            _principal.set(await self._admit(method, handler_call_details.invocation_metadata))
+        except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
+            return refusing(refusal(error, method))
+        return handler
+
+    async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
+        caller = METHODS.get(method)
+        if caller is Caller.ANYONE:
+            return None
+        if caller is None:
+            log.error("RPC without a role", action="rpc_unlisted", method=method)
+            raise errors.role_too_low("nobody")
+        credential = _credential(metadata)
+        if credential is None:
+            raise errors.credential_missing()
+        if not (credential and credential.isascii()):
+            raise errors.credential_invalid()
+        if _is_jwt(credential):
+            identity = self._tokens.verify(credential)
+            if caller is not Caller.NEURON:
+                raise errors.role_too_low(caller)
+            await self._check_standing(identity, method)
+            return identity
+        admin = await self._find_admin(credential)
+        if caller is Caller.NEURON or admin.role < Role[caller]:
+            raise errors.role_too_low(caller)
+        return admin
+
+    async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
+        neuron_id = identity.neuron_id
+        standing = await self._ask(lambda connection: find_standing(connection, neuron_id))
+        if standing is None:
+            raise errors.credential_invalid()
+        deactivated = standing.lifecycle is Lifecycle.DEACTIVATED
+        if deactivated and method == DEREGISTER:
+            return  # its first call has revoked the token; to repeat it is harmless
+        if standing.generation != identity.generation:
+            raise errors.credential_invalid()
+        if deactivated:
+            raise errors.neuron_deactivated(neuron_id)
+
+    async def _find_admin(self, secret: str) -> Admin:
+        found = self._keys.get(secret)
+        if found is None:
+            found = await self._ask(lambda connection: find_api_key(connection, secret))
+            if found is None:
+                raise errors.credential_invalid()
+            self._keys.put(secret, found)
+        if found.expired:
+            raise errors.credential_expired()
+        return found.admin
+
+    async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """The database's answer, or UNAVAILABLE in time.
+
+        The question is a task of its own, because a driver that is cancelled waits for the server
+        to agree, which one that hangs never does.
+        """
+
+        async def answer() -> T:
+            async with self._database.begin() as connection:
+                return await question(connection)
+
+        task = asyncio.create_task(answer(), name="authentication")
+        self._lookups.add(task)
+        task.add_done_callback(self._looked_up)
+        done, _ = await asyncio.wait({task}, timeout=LOOKUP_TIMEOUT_S)
+        if not done:
+            raise errors.database_unavailable()
+        return task.result()
+
+    def _looked_up(self, task: asyncio.Task[Any]) -> None:
+        self._lookups.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that has gone does not fetch it
+
+
+class _KeyCache:
+    """The API keys that were good a moment ago, by the hash of their secrets."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._found: dict[bytes, tuple[float, FoundKey]] = {}
+
+    def get(self, secret: str) -> FoundKey | None:
+        until, found = self._found.get(secret_hash(secret), (0.0, None))
+        return found if self._clock() < until else None
+
+    def put(self, secret: str, found: FoundKey) -> None:
+        # The newest goes to the end, so that the first is the oldest.
+        digest = secret_hash(secret)
+        self._found.pop(digest, None)
+        if len(self._found) >= API_KEY_CACHE_SIZE:
+            del self._found[next(iter(self._found))]
+        self._found[digest] = (self._clock() + API_KEY_CACHE_S, found)

@@ -1,0 +1,55 @@
+"""For whom each RPC is: the one table of roles.
+
+The contract's comments say the same ("Role: VIEWER.", "Caller: a neuron."); a test compares them,
+and fails for an RPC that is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from federation_server.domain.access import Caller
+
+DEREGISTER = "/federation.v1.SessionService/Deregister"
+
+METHODS: Mapping[str, Caller] = {
+    # neurons
+    "/federation.v1.SessionService/Register": Caller.ANYONE,  # it checks credentials of its own
+    "/federation.v1.SessionService/RefreshToken": Caller.NEURON,
+    "/federation.v1.SessionService/Connect": Caller.NEURON,
+    DEREGISTER: Caller.NEURON,
+    "/federation.v1.SessionService/SendHeartbeat": Caller.NEURON,
+    "/federation.v1.SessionService/ReportAnalytics": Caller.NEURON,
+    # admins
+    "/federation.v1.FleetService/GetNeuron": Caller.VIEWER,
+    "/federation.v1.FleetService/ListNeurons": Caller.VIEWER,
+    "/federation.v1.FleetService/UpdateNeuron": Caller.OPERATOR,
+    "/federation.v1.FleetService/DeactivateNeuron": Caller.OPERATOR,
+    "/federation.v1.FleetService/ActivateNeuron": Caller.OPERATOR,
+    "/federation.v1.FleetService/DeleteNeuron": Caller.ADMIN,
+    "/federation.v1.FleetService/GetFleetOverview": Caller.VIEWER,
+    "/federation.v1.FleetService/ListHeartbeats": Caller.VIEWER,
+    "/federation.v1.CommandService/IssueCommand": Caller.OPERATOR,
+    "/federation.v1.CommandService/GetCommand": Caller.VIEWER,
+    "/federation.v1.CommandService/ListCommands": Caller.VIEWER,
+    "/federation.v1.CommandService/ExecuteCommand": Caller.OPERATOR,
+    "/federation.v1.AnalyticsService/QueryMetrics": Caller.VIEWER,
+    "/federation.v1.AnalyticsService/ListMetricNames": Caller.VIEWER,
+    "/federation.v1.AnalyticsService/ListReportedEvents": Caller.VIEWER,
+    "/federation.v1.AccessService/CreateEnrollmentToken": Caller.ADMIN,
+    "/federation.v1.AccessService/ListEnrollmentTokens": Caller.ADMIN,
+    "/federation.v1.AccessService/RevokeEnrollmentToken": Caller.ADMIN,
+    # about the server
+    "/grpc.health.v1.Health/Check": Caller.ANYONE,
+    "/grpc.health.v1.Health/List": Caller.ANYONE,
+    "/grpc.health.v1.Health/Watch": Caller.ANYONE,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Caller.ANYONE,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Caller.ANYONE,
+    "/grpc.channelz.v1.Channelz/GetTopChannels": Caller.ADMIN,
+    "/grpc.channelz.v1.Channelz/GetServers": Caller.ADMIN,
+    "/grpc.channelz.v1.Channelz/GetServer": Caller.ADMIN,
+    "/grpc.channelz.v1.Channelz/GetServerSockets": Caller.ADMIN,
+    "/grpc.channelz.v1.Channelz/GetChannel": Caller.ADMIN,
+    "/grpc.channelz.v1.Channelz/GetSubchannel": Caller.ADMIN,
+    "/grpc.channelz.v1.Channelz/GetSocket": Caller.ADMIN,
+}
