@@ -1,0 +1,266 @@
+"""Register, RefreshToken and Deregister: how a neuron comes in, stays in and leaves.
+
+    own token good ─────────────────────────────▶ renewed
+    else enrollment token good ─┬─ id is new ───▶ created                         counted
+                                ├─ same request ▶ repeated
+                                ├─ may re-enroll ▶ re-enrolled, older tokens die   counted
+                                └─ else ────────▶ NEURON_EXISTS
+
+Nothing is said of a neuron_id, in words or in time, before a credential has proved good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from federation.v1 import session_service_pb2 as pb
+from federation_server.domain.access import EnrollmentToken, NeuronIdentity
+from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presence
+from federation_server.live.notifier import hint_end
+from federation_server.live.session import SessionEnd
+from federation_server.rpc import auth, errors
+from federation_server.rpc.convert import to_timestamp
+from federation_server.rpc.convert_neuron import description_from_proto, neuron_to_proto
+from federation_server.rpc.tokens import Tokens
+from federation_server.store import enrollment, neurons
+from federation_server.store import registration as store
+from federation_server.store.database import Database, current_time
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """What a credential has got for a neuron."""
+
+    generation: int
+    how: str
+    """For the log: created, repeated, re-enrolled, renewed."""
+    created: bool = False
+    enrollment_token_id: str | None = None
+
+
+class Registration:
+    """Who is in the fleet, from the neurons' side."""
+
+    def __init__(self, database: Database, tokens: Tokens) -> None:
+        """Writes to `database`; gives out `tokens`."""
+        self._database = database
+        self._tokens = tokens
+
+    async def register(
+        self, request: pb.RegisterRequest, metadata: auth.Metadata | None
+    ) -> pb.RegisterResponse:
+        """Registers a neuron, or renews its description. The request has been checked.
+
+        A neuron's own token that is no longer good does not stand in the way of an enrollment
+        token; without one it is the error.
+
+        Raises:
+            errors.Refused: as the contract says.
+        """
+        description = description_from_proto(request.description)
+        own = self._own_identity(description.neuron_id, metadata)
+        if isinstance(own, NeuronIdentity):
+            response = await self._renewed(description, own)
+            if response is not None:
+                return response
+            own = errors.credential_invalid()
+        if not request.enrollment_token:
+            raise own
+        # Another transaction: an enrollment token's row is always locked before a neuron's.
+        async with self._database.begin() as connection:
+            admitted = await _enroll(connection, description, request)
+            response = await self._response(connection, description, admitted)
+        return _logged(response, admitted)
+
+    async def refresh_token(self, neuron: NeuronIdentity) -> pb.RefreshTokenResponse:
+        """A new token of the same generation."""
+        async with self._database.begin() as connection:
+            now = await current_time(connection)
+        log.info("token refreshed", action="token_refreshed", neuron_id=neuron.neuron_id)
+        return pb.RefreshTokenResponse(token=self._token(neuron.neuron_id, neuron.generation, now))
+
+    async def deregister(
+        self, neuron: NeuronIdentity, request: pb.DeregisterRequest
+    ) -> pb.DeregisterResponse:
+        """Takes a neuron out of the fleet. A second time changes nothing.
+
+        Raises:
+            errors.Refused: the neuron was deleted, or its token revoked, since it called.
+        """
+        neuron_id = neuron.neuron_id
+        async with self._database.begin() as connection:
+            standing = await store.lock_neuron(connection, neuron_id)
+            if standing is None:
+                raise errors.credential_invalid()
+            if standing.generation != neuron.generation:
+                if standing.lifecycle is Lifecycle.DEACTIVATED:
+                    return pb.DeregisterResponse()
+                raise errors.credential_invalid()
+            reason = request.reason or "deregistered"
+            await store.deregister(connection, neuron_id, reason)
+            ended = await store.end_session(connection, neuron_id, Presence.OFFLINE, reason)
+            await _tell(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
+        log.info("neuron deregistered", action="neuron_deregistered", neuron_id=neuron_id)
+        return pb.DeregisterResponse()
+
+    async def _renewed(
+        self, description: NeuronDescription, identity: NeuronIdentity
+    ) -> pb.RegisterResponse | None:
+        async with self._database.begin() as connection:
+            admitted = await _renew(connection, description, identity)
+            if admitted is None:
+                return None
+            response = await self._response(connection, description, admitted)
+        return _logged(response, admitted)
+
+    def _own_identity(
+        self, neuron_id: str, metadata: auth.Metadata | None
+    ) -> NeuronIdentity | errors.Refused:
+        """Whom the call's neuron token names, or why it does not count."""
+        token = auth.neuron_token(metadata)
+        if token is None:
+            return errors.credential_missing()
+        try:
+            identity = self._tokens.verify(token)
+        except errors.Refused as refused:
+            return refused
+        return identity if identity.neuron_id == neuron_id else errors.not_this_neuron(neuron_id)
+
+    async def _response(
+        self, connection: AsyncConnection, description: NeuronDescription, admitted: _Admitted
+    ) -> pb.RegisterResponse:
+        neuron_id = description.neuron_id
+        record = await neurons.get(connection, neuron_id)
+        if record is None:
+            raise RuntimeError("a locked neuron is gone")
+        now = await current_time(connection)
+        return pb.RegisterResponse(
+            neuron=neuron_to_proto(record),
+            token=self._token(neuron_id, admitted.generation, now),
+            created=admitted.created,
+        )
+
+    def _token(self, neuron_id: str, generation: int, now: datetime) -> pb.NeuronToken:
+        issued = self._tokens.issue(neuron_id, generation, now)
+        return pb.NeuronToken(
+            token=issued.token,
+            expire_time=to_timestamp(issued.expire_time),
+            refresh_time=to_timestamp(issued.refresh_time),
+        )
+
+
+def _logged(response: pb.RegisterResponse, admitted: _Admitted) -> pb.RegisterResponse:
+    log.info(
+        "neuron registered",
+        action="neuron_registered",
+        neuron_id=response.neuron.neuron_id,
+        how=admitted.how,
+        enrollment_token_id=admitted.enrollment_token_id,
+    )
+    return response
+
+
+async def _renew(
+    connection: AsyncConnection, description: NeuronDescription, identity: NeuronIdentity
+) -> _Admitted | None:
+    """By the neuron's own token; None if that was revoked or its neuron deleted."""
+    standing = await store.lock_neuron(connection, identity.neuron_id)
+    if standing is None or standing.generation != identity.generation:
+        return None
+    _refuse_deactivated(standing, identity.neuron_id)
+    await store.update_description(connection, description)
+    return _Admitted(standing.generation, "renewed")
+
+
+async def _enroll(
+    connection: AsyncConnection, description: NeuronDescription, request: pb.RegisterRequest
+) -> _Admitted:
+    """By an enrollment token, whose row stays locked, so that its count is exact."""
+    neuron_id, request_id = description.neuron_id, request.request_id
+    token = await _good_token(connection, description, request.enrollment_token)
+    token_id = token.enrollment_token_id
+    if not token.used_up:
+        generation = await store.insert_neuron(connection, description)
+        if generation is not None:
+            time = store.generation_time(generation)
+            await enrollment.count_use(connection, token_id, neuron_id, request_id, time)
+            return _Admitted(generation, "created", True, token_id)
+    standing = await store.lock_neuron(connection, neuron_id)
+    used = await enrollment.use_time(connection, token_id, neuron_id, request_id)
+    if standing is not None and used is not None and used >= standing.generation_time:
+        _refuse_deactivated(standing, neuron_id)
+        await store.update_description(connection, description)
+        return _Admitted(standing.generation, "repeated", used == standing.create_time, token_id)
+    if token.used_up:
+        raise _refusal(description, "used up", token)
+    if standing is None:
+        raise errors.conflict(f"{neuron_id} was deleted at this moment")
+    if not token.allow_reenrollment:
+        raise errors.neuron_exists(neuron_id)
+    _refuse_deactivated(standing, neuron_id)
+    generation = await _reenroll(connection, description)
+    time = store.generation_time(generation)
+    await enrollment.count_use(connection, token_id, neuron_id, request_id, time)
+    return _Admitted(generation, "re-enrolled", False, token_id)
+
+
+async def _reenroll(connection: AsyncConnection, description: NeuronDescription) -> int:
+    """The same neuron in new hands: older tokens die, and with them the live session."""
+    neuron_id = description.neuron_id
+    await store.update_description(connection, description)
+    generation = await store.raise_generation(connection, neuron_id)
+    ended = await store.end_session(connection, neuron_id, Presence.SUSPECT, "re-enrolled")
+    await _tell(connection, neuron_id, ended, SessionEnd.REVOKED)
+    return generation
+
+
+async def _good_token(
+    connection: AsyncConnection, description: NeuronDescription, secret: str
+) -> EnrollmentToken:
+    token = await enrollment.lock_by_secret(connection, secret)
+    reason = (
+        "unknown"
+        if token is None
+        else token.refuses(
+            now=await current_time(connection),
+            neuron_id=description.neuron_id,
+            neuron_type=description.type,
+            labels=description.labels,
+        )
+    )
+    if token is None or reason is not None:
+        raise _refusal(description, reason, token)
+    return token
+
+
+def _refusal(
+    description: NeuronDescription, reason: str | None, token: EnrollmentToken | None
+) -> errors.Refused:
+    """The same answer for every reason, which only the log knows."""
+    log.warning(
+        "enrollment refused",
+        action="enrollment_refused",
+        neuron_id=description.neuron_id,
+        reason=reason,
+        enrollment_token_id=token.enrollment_token_id if token else None,
+    )
+    return errors.enrollment_refused()
+
+
+def _refuse_deactivated(standing: store.Standing, neuron_id: str) -> None:
+    if standing.lifecycle is Lifecycle.DEACTIVATED:
+        raise errors.neuron_deactivated(neuron_id)
+
+
+async def _tell(
+    connection: AsyncConnection, neuron_id: str, ended: store.EndedSession | None, end: SessionEnd
+) -> None:
+    """Has the server that holds an ended session close its stream."""
+    if ended is not None:
+        await hint_end(connection, ended.server_id, neuron_id, end, below_epoch=ended.next_epoch)
