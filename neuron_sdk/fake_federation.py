@@ -1,0 +1,567 @@
+"""A federation for tests: a real gRPC server that speaks the contract and keeps nothing.
+
+It runs on a thread and loop of its own, so that synchronous and asynchronous tests can use it. It
+takes every neuron, acknowledges what it gets, and does wrong what a test asks it to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from federation.v1 import command_pb2, errors_pb2, heartbeat_pb2, neuron_pb2, report_pb2
+from federation.v1 import session_service_pb2 as pb
+from federation.v1.session_service_pb2_grpc import (
+    SessionServiceServicer,
+    add_SessionServiceServicer_to_server,
+)
+from neuron_sdk.convert import from_duration, from_struct, to_duration, to_struct, to_timestamp
+from neuron_sdk.outcome import CommandFault, CommandOutcome, FinalState
+from neuron_sdk.payload import JsonObject
+
+Context = Any  # grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+_STATUS = {
+    "CREDENTIAL_MISSING": grpc.StatusCode.UNAUTHENTICATED,
+    "CREDENTIAL_INVALID": grpc.StatusCode.UNAUTHENTICATED,
+    "CREDENTIAL_EXPIRED": grpc.StatusCode.UNAUTHENTICATED,
+    "ENROLLMENT_REFUSED": grpc.StatusCode.PERMISSION_DENIED,
+    "NEURON_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
+    "NEURON_DEACTIVATED": grpc.StatusCode.FAILED_PRECONDITION,
+    "PROTOCOL_VIOLATION": grpc.StatusCode.FAILED_PRECONDITION,
+    "SESSION_SUPERSEDED": grpc.StatusCode.ABORTED,
+    "SERVER_DRAINING": grpc.StatusCode.UNAVAILABLE,
+    "DATABASE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+    "INVALID_FIELD": grpc.StatusCode.INVALID_ARGUMENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused(Exception):
+    reason: str
+    message: str = ""
+    retry_after: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """One open stream."""
+
+    neuron_id: str
+    down: asyncio.Queue[pb.FederationMessage | _Refused | None] = field(
+        default_factory=asyncio.Queue
+    )
+
+
+@dataclass(slots=True)
+class FakeNeuron:
+    """What the federation has seen of one neuron; the newest last."""
+
+    description: neuron_pb2.NeuronDescription
+    registrations: list[pb.RegisterRequest] = field(default_factory=list)
+    hellos: list[pb.Hello] = field(default_factory=list)
+    heartbeats: list[heartbeat_pb2.Heartbeat] = field(default_factory=list)
+    heartbeat_times: list[float] = field(default_factory=list)
+    """When each heartbeat came, on time.monotonic()."""
+    reports: list[report_pb2.AnalyticsReport] = field(default_factory=list)
+    updates: list[pb.CommandUpdate] = field(default_factory=list)
+    """Each durable message once, by its sequence, as the contract demands."""
+    received: list[tuple[int, str]] = field(default_factory=list)
+    """Every durable message that came, replays too: its sequence and its kind."""
+    goodbyes: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    last_sequence: dict[str, int] = field(default_factory=dict)
+    """By spool_id."""
+
+
+class FakeFederation:
+    """`with FakeFederation() as federation:`, or `async with`."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat_interval: float | None = None,
+        analytics_interval: float | None = None,
+        enrollment_tokens: tuple[str, ...] | None = None,
+        token_life: float = 86_400.0,
+        port: int = 0,
+    ) -> None:
+        """Nothing is opened before it is entered.
+
+        Args:
+            heartbeat_interval: seconds that Welcome asks for; None leaves it to the neuron.
+            analytics_interval: as above.
+            enrollment_tokens: those that are taken; None takes anyone.
+            token_life: seconds that a neuron's token lives.
+            port: its TCP port; 0 takes a free one.
+        """
+        self.neurons: dict[str, FakeNeuron] = {}
+        self.acknowledge = True
+        """False: durable messages are taken and never acknowledged, as with a database away."""
+        self.refuse_register: tuple[str, float] | None = None
+        """An ErrorReason's name and the seconds of RetryInfo, for every Register."""
+        self.refuse_connect: tuple[str, float] | None = None
+        """As above, for every Connect."""
+        self.refuse_message: Callable[[pb.NeuronMessage], str] = lambda _: ""
+        """Answers why a message is refused; "" takes it."""
+        self._settings = pb.SessionSettings()
+        self._set_intervals(heartbeat_interval, analytics_interval)
+        self._enrollment_tokens = enrollment_tokens
+        self._token_life = token_life
+        self._port = port
+        self._streams: dict[str, _Stream] = {}
+        self._tokens: dict[str, str] = {}
+        self._commands: dict[str, tuple[str, pb.CommandDelivery]] = {}
+        self._epochs: defaultdict[str, itertools.count[int]] = defaultdict(
+            lambda: itertools.count(1)
+        )
+        self._changed = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+
+    # ---- its life
+
+    @property
+    def url(self) -> str:
+        """For FEDERATION_URL."""
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(ready,), name="fake-federation", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+
+    def stop(self) -> None:
+        """End every stream and close the port. It can be started again, on the same port."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._loop.call_soon_threadsafe(self._end.set)
+            thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    # ---- what a test does
+
+    def issue(
+        self,
+        neuron_id: str,
+        type: str,  # noqa: A002 - the contract's word
+        data: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 5,
+        run_timeout: float | None = None,
+        expire_after: float | None = None,
+        command_id: str = "",
+        attempt: int = 1,
+    ) -> str:
+        """Order a command, and return its id. It is sent now, or when the neuron connects."""
+        delivery = pb.CommandDelivery(
+            command_id=command_id or uuid.uuid4().hex,
+            attempt=attempt,
+            type=type,
+            data=to_struct(data or {}),
+            priority=priority,
+            run_timeout=None if run_timeout is None else to_duration(run_timeout),
+            expire_after=None if expire_after is None else to_duration(expire_after),
+        )
+        self._on_loop(self._deliver(neuron_id, delivery))
+        return delivery.command_id
+
+    def deliver_again(self, command_id: str) -> None:
+        """Send a command once more, with the same attempt."""
+        neuron_id, delivery = self._commands[command_id]
+        self._on_loop(self._deliver(neuron_id, delivery))
+
+    def outcome(self, command_id: str, *, within: float = 10.0) -> CommandOutcome:
+        """Wait for a command's end. Raises AssertionError if it does not come in time."""
+        return self.wait_for(
+            lambda: self._outcome(command_id), within=within, describe=f"end of {command_id}"
+        )
+
+    async def outcome_async(self, command_id: str, *, within: float = 10.0) -> CommandOutcome:
+        """As `outcome`, for coroutines."""
+        return await asyncio.to_thread(self.outcome, command_id, within=within)
+
+    def updates_of(self, command_id: str) -> list[pb.CommandUpdate]:
+        """What a neuron has said of a command, in order."""
+        with self._changed:
+            return [
+                update
+                for neuron in self.neurons.values()
+                for update in neuron.updates
+                if update.command_id == command_id
+            ]
+
+    def wait_for(
+        self, check: Callable[[], T | None], *, within: float = 10.0, describe: str = "it"
+    ) -> T:
+        """Wait until `check` answers something true, and return it.
+
+        Raises:
+            AssertionError: the time is over.
+        """
+        deadline = time.monotonic() + within
+        with self._changed:
+            while not (answer := check()):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise AssertionError(f"{describe}: not within {within:g} s")
+                self._changed.wait(min(left, 0.1))
+            return answer
+
+    def wait_connected(self, neuron_id: str, *, sessions: int = 1, within: float = 10.0) -> None:
+        """Wait until a neuron has opened that many sessions, and has one now."""
+        self.wait_for(
+            lambda: neuron_id in self._streams and len(self.neurons[neuron_id].hellos) >= sessions,
+            within=within,
+            describe=f"session {sessions} of {neuron_id}",
+        )
+
+    def connected(self, neuron_id: str) -> bool:
+        """Whether a neuron has a stream now."""
+        return neuron_id in self._streams
+
+    def set_intervals(
+        self, *, heartbeat: float | None = None, analytics: float | None = None
+    ) -> None:
+        """Send SessionSettings to every neuron, and to those that come."""
+        self._set_intervals(heartbeat, analytics)
+        self.send(pb.FederationMessage(settings=self._settings))
+
+    def reconnect(self, after: float = 0.0, reason: str = "drain") -> None:
+        """Ask every neuron to come back."""
+        message = pb.Reconnect(after=to_duration(after), reason=reason)
+        self.send(pb.FederationMessage(reconnect=message))
+
+    def acknowledge_all(self) -> None:
+        """Acknowledge again, and make up for what was left."""
+        self.acknowledge = True
+
+        async def make_up() -> None:
+            for neuron_id, stream in self._streams.items():
+                neuron = self.neurons[neuron_id]
+                last = neuron.last_sequence.get(neuron.hellos[-1].spool_id, 0)
+                stream.down.put_nowait(pb.FederationMessage(ack_sequence=last))
+
+        self._on_loop(make_up())
+
+    def drop_streams(self) -> None:
+        """Cut every stream without a word of why."""
+        self.end_streams("SERVER_DRAINING")
+
+    def end_streams(self, reason: str) -> None:
+        """End every stream with the status of an ErrorReason."""
+
+        async def end() -> None:
+            for stream in self._streams.values():
+                stream.down.put_nowait(_Refused(reason))
+
+        self._on_loop(end())
+
+    def send(self, message: pb.FederationMessage) -> None:
+        """Send a message of the test's own to every neuron."""
+
+        async def put() -> None:
+            for stream in self._streams.values():
+                stream.down.put_nowait(message)
+
+        self._on_loop(put())
+
+    # ---- the server
+
+    def _run(self, ready: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(ready))
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._end = asyncio.Event()
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        # It answers UNIMPLEMENTED to what the SDK does not call.
+        servicer = _Servicer(self)  # type: ignore[abstract]
+        add_SessionServiceServicer_to_server(servicer, server)
+        self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
+        await server.start()
+        ready.set()
+        await self._end.wait()
+        await server.stop(None)
+        self._streams.clear()
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _deliver(self, neuron_id: str, delivery: pb.CommandDelivery) -> None:
+        self._commands[delivery.command_id] = (neuron_id, delivery)
+        if neuron_id in self._streams:
+            self._streams[neuron_id].down.put_nowait(pb.FederationMessage(command=delivery))
+
+    def _outcome(self, command_id: str) -> CommandOutcome | None:
+        for update in self.updates_of(command_id):
+            if update.HasField("finished"):
+                return _to_outcome(update.finished)
+        return None
+
+    def _set_intervals(self, heartbeat: float | None, analytics: float | None) -> None:
+        if heartbeat is not None:
+            self._settings.heartbeat_interval.CopyFrom(to_duration(heartbeat))
+        if analytics is not None:
+            self._settings.analytics_interval.CopyFrom(to_duration(analytics))
+
+    def register(self, request: pb.RegisterRequest, bearer: str) -> pb.RegisterResponse:
+        """Register, on the server's loop."""
+        if self.refuse_register is not None:
+            raise _Refused(self.refuse_register[0], "as the test wants", self.refuse_register[1])
+        neuron_id = request.description.neuron_id
+        if bearer:
+            if self._tokens.get(bearer) != neuron_id:
+                raise _Refused("CREDENTIAL_INVALID", "unknown token")
+        elif self._enrollment_tokens is not None:
+            if not request.enrollment_token:
+                raise _Refused("CREDENTIAL_MISSING", "neither token")
+            if request.enrollment_token not in self._enrollment_tokens:
+                raise _Refused("ENROLLMENT_REFUSED", "unknown enrollment token")
+            if neuron_id in self.neurons:
+                raise _Refused("NEURON_EXISTS", f"{neuron_id} is taken")
+        with self._changed:
+            created = neuron_id not in self.neurons
+            neuron = self.neurons.setdefault(neuron_id, FakeNeuron(request.description))
+            neuron.description = request.description
+            neuron.registrations.append(request)
+            self._changed.notify_all()
+        stored = neuron_pb2.Neuron(neuron_id=neuron_id, description=request.description)
+        return pb.RegisterResponse(neuron=stored, token=self.make_token(neuron_id), created=created)
+
+    def make_token(self, neuron_id: str) -> pb.NeuronToken:
+        """A new token."""
+        token, now = uuid.uuid4().hex, time.time()
+        self._tokens[token] = neuron_id
+        self.neurons[neuron_id].tokens.append(token)
+        return pb.NeuronToken(
+            token=token,
+            expire_time=to_timestamp(now + self._token_life),
+            refresh_time=to_timestamp(now + self._token_life / 2),
+        )
+
+    def revoke_tokens(self, neuron_id: str) -> None:
+        """Let a neuron's tokens be refused from now on."""
+        self._tokens = {key: value for key, value in self._tokens.items() if value != neuron_id}
+
+    def owner(self, bearer: str) -> str:
+        """Whose token it is."""
+        if bearer not in self._tokens:
+            raise _Refused("CREDENTIAL_INVALID", "unknown token")
+        return self._tokens[bearer]
+
+    def open_stream(self, neuron_id: str, hello: pb.Hello) -> tuple[_Stream, pb.Welcome]:
+        """Begin a session."""
+        if self.refuse_connect is not None:
+            raise _Refused(self.refuse_connect[0], "as the test wants", self.refuse_connect[1])
+        neuron = self.neurons[neuron_id]
+        older = self._streams.get(neuron_id)
+        if older is not None:
+            older.down.put_nowait(_Refused("SESSION_SUPERSEDED"))
+        stream = _Stream(neuron_id)
+        running = {(run.command_id, run.attempt) for run in hello.running_commands}
+        for command_id, (owner, delivery) in self._commands.items():
+            known = (command_id, delivery.attempt) in running
+            if owner == neuron_id and not known and self._outcome(command_id) is None:
+                stream.down.put_nowait(pb.FederationMessage(command=delivery))
+        with self._changed:
+            self._streams[neuron_id] = stream
+            neuron.hellos.append(hello)
+            self._changed.notify_all()
+        return stream, pb.Welcome(
+            session_id=uuid.uuid4().hex,
+            epoch=next(self._epochs[neuron_id]),
+            server_time=to_timestamp(time.time()),
+            settings=self._settings,
+            last_sequence=neuron.last_sequence.get(hello.spool_id, 0),
+            server_version="fake",
+        )
+
+    def close_stream(self, stream: _Stream) -> None:
+        """A session has ended."""
+        with self._changed:
+            if self._streams.get(stream.neuron_id) is stream:
+                del self._streams[stream.neuron_id]
+            self._changed.notify_all()
+
+    def take(self, stream: _Stream, message: pb.NeuronMessage, spool_id: str) -> None:
+        """Take one message of a session."""
+        neuron = self.neurons[stream.neuron_id]
+        kind = message.WhichOneof("message") or ""
+        why = self.refuse_message(message)
+        with self._changed:
+            if message.sequence:
+                neuron.received.append((message.sequence, kind))
+                replayed = message.sequence <= neuron.last_sequence.get(spool_id, 0)
+                neuron.last_sequence[spool_id] = max(
+                    message.sequence, neuron.last_sequence.get(spool_id, 0)
+                )
+                if not replayed and not why:
+                    _keep(neuron, message)
+            elif not why:
+                _keep(neuron, message)
+            self._changed.notify_all()
+        if why:
+            refusal = pb.Refusal(
+                sequence=message.sequence,
+                message=kind,
+                reason=errors_pb2.ERROR_REASON_INVALID_FIELD,
+                detail=why,
+            )
+            stream.down.put_nowait(pb.FederationMessage(refusal=refusal))
+        if message.sequence and self.acknowledge:
+            stream.down.put_nowait(pb.FederationMessage(ack_sequence=message.sequence))
+
+
+class _Servicer(SessionServiceServicer):
+    def __init__(self, federation: FakeFederation) -> None:
+        self._federation = federation
+
+    async def Register(  # noqa: N802 - gRPC's name
+        self, request: pb.RegisterRequest, context: Context
+    ) -> pb.RegisterResponse:
+        try:
+            return self._federation.register(request, _bearer(context))
+        except _Refused as refused:
+            raise await _abort(context, refused) from None
+
+    async def RefreshToken(  # noqa: N802 - gRPC's name
+        self, request: pb.RefreshTokenRequest, context: Context
+    ) -> pb.RefreshTokenResponse:
+        try:
+            owner = self._federation.owner(_bearer(context))
+        except _Refused as refused:
+            raise await _abort(context, refused) from None
+        return pb.RefreshTokenResponse(token=self._federation.make_token(owner))
+
+    async def Connect(  # noqa: N802 - gRPC's name
+        self, request_iterator: AsyncIterator[pb.NeuronMessage], context: Context
+    ) -> AsyncIterator[pb.FederationMessage]:
+        federation = self._federation
+        try:
+            owner = federation.owner(_bearer(context))
+            hello = (await anext(request_iterator)).hello
+            stream, welcome = federation.open_stream(owner, hello)
+        except _Refused as refused:
+            raise await _abort(context, refused) from None
+        yield pb.FederationMessage(welcome=welcome)
+        reader = asyncio.create_task(self._read(stream, request_iterator, hello.spool_id))
+        try:
+            while (message := await stream.down.get()) is not None:
+                if isinstance(message, _Refused):
+                    raise await _abort(context, message)
+                yield message
+        finally:
+            reader.cancel()
+            federation.close_stream(stream)
+
+    async def _read(
+        self, stream: _Stream, up: AsyncIterator[pb.NeuronMessage], spool_id: str
+    ) -> None:
+        async for message in up:
+            self._federation.take(stream, message, spool_id)
+        stream.down.put_nowait(None)
+
+
+def _keep(neuron: FakeNeuron, message: pb.NeuronMessage) -> None:
+    match message.WhichOneof("message"):
+        case "heartbeat":
+            neuron.heartbeats.append(message.heartbeat)
+            neuron.heartbeat_times.append(time.monotonic())
+        case "analytics_report":
+            neuron.reports.append(message.analytics_report)
+        case "command_update":
+            neuron.updates.append(message.command_update)
+        case "goodbye":
+            neuron.goodbyes.append(message.goodbye.reason)
+
+
+def _to_outcome(finished: pb.CommandFinished) -> CommandOutcome:
+    name = command_pb2.CommandState.Name(finished.state).removeprefix("COMMAND_STATE_")
+    response: JsonObject | None = None
+    if finished.HasField("response"):
+        response = from_struct(finished.response)
+    error: CommandFault | None = None
+    if finished.HasField("error"):
+        said = finished.error
+        details = from_struct(said.details) if said.HasField("details") else None
+        error = CommandFault(said.code, said.message, details)
+    timed = finished.HasField("run_duration")
+    return CommandOutcome(
+        FinalState(name),
+        response,
+        error,
+        from_duration(finished.run_duration) if timed else None,
+        finished.log_tail,
+    )
+
+
+def _bearer(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            return str(value).removeprefix("Bearer ")
+    return ""
+
+
+async def _abort(context: Context, refused: _Refused) -> BaseException:
+    """End the call as the contract says; `raise await` tells readers that it does not return."""
+    code = _STATUS[refused.reason]
+    info = error_details_pb2.ErrorInfo(reason=refused.reason, domain="federation")
+    details = [_pack(info)]
+    if refused.retry_after:
+        delay = Duration()
+        delay.FromMilliseconds(int(refused.retry_after * 1000))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    status = status_pb2.Status(code=code.value[0], message=refused.message, details=details)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(code, refused.message)
+    return AssertionError("abort raises")
+
+
+def _pack(detail: Any) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed

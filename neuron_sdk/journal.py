@@ -1,0 +1,66 @@
+"""A command's steps, written down before they count: each one is a note and a message at once.
+
+Stands between the executor, which knows no wire format, and the spool, which knows nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import TypeVar
+
+from neuron_sdk.context import Progress
+from neuron_sdk.convert import accepted_update, finish_update, progress_update
+from neuron_sdk.offload import offload
+from neuron_sdk.outcome import CommandOutcome, failed
+from neuron_sdk.spool import Attempt, Spool, Verdict
+
+T = TypeVar("T")
+
+
+class Journal:
+    """The journal of one neuron. Every method may be called by any thread."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    async def accept(self, of: Attempt) -> Verdict:
+        """Note that an attempt will run, unless it is known; returns when it is on disk."""
+        return await _done(self._spool.accept(of, accepted_update(of)))
+
+    async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict:
+        """Note that an attempt will not run, unless it is known."""
+        return await _done(self._spool.reject(of, finish_update(of, outcome)))
+
+    async def start(self, of: Attempt) -> None:
+        """Note that the handler starts now. It must not start before this has returned."""
+        await _done(self._spool.start(of, progress_update(of, Progress(0.0, ""))))
+
+    def progress(self, of: Attempt, progress: Progress) -> None:
+        """Pass on how far the handler is."""
+        self._spool.progress(of, progress_update(of, progress))
+
+    async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
+        """Note how an attempt ended."""
+        # A large answer takes a while to encode: not on the loop that sends heartbeats.
+        payload = await offload(lambda: finish_update(of, outcome))
+        await _done(self._spool.finish(of, payload))
+
+
+def interrupted_update(of: Attempt) -> bytes:
+    """The finish of an attempt that died with its process."""
+    return finish_update(
+        of, failed("INTERRUPTED", "the neuron's process ended while the command was running")
+    )
+
+
+def refused_update(detail: str, of: Attempt) -> bytes:
+    """The finish in the place of one that the federation did not take."""
+    return finish_update(
+        of, failed("INVALID_RESPONSE", f"the federation did not take the result: {detail}")
+    )
+
+
+async def _done(future: Future[T]) -> T:
+    # Shielded: what is written down is written down, also if whoever asked was cancelled.
+    return await asyncio.shield(asyncio.wrap_future(future))

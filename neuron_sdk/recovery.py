@@ -1,0 +1,72 @@
+"""What to do after a failure: how long to wait at the least, and what to tell whoever can help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SLOW_S = 60.0
+"""How often a neuron asks again when only a person can help, in seconds; and what a superseded
+session waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What follows a failure."""
+
+    at_least_s: float = 0.0
+    remedy: str = ""
+    """What to do, for people; "" if it will pass by itself."""
+    register_again: bool = False
+
+
+_BY_REASON = {
+    "NEURON_EXISTS": Recovery(
+        SLOW_S,
+        "this NEURON_ID is taken: set another NEURON_ID, or bring back this neuron's STATE_DIR "
+        "with its token, or set an ENROLLMENT_TOKEN that allows re-enrollment",
+        register_again=True,
+    ),
+    "ENROLLMENT_REFUSED": Recovery(
+        SLOW_S,
+        "this ENROLLMENT_TOKEN does not enroll this neuron (unknown, expired, used up, or for "
+        "another type, id or label): ask an admin for a new one",
+        register_again=True,
+    ),
+    "INVALID_FIELD": Recovery(
+        SLOW_S, "correct the fields named here where the Neuron is built", register_again=True
+    ),
+    "TOO_LARGE": Recovery(SLOW_S, "make what is named here smaller", register_again=True),
+    "CREDENTIAL_MISSING": Recovery(
+        SLOW_S, "set ENROLLMENT_TOKEN to a token that an admin has made", register_again=True
+    ),
+    "NEURON_DEACTIVATED": Recovery(
+        SLOW_S, "an admin has deactivated this neuron and must activate it again"
+    ),
+    "SESSION_SUPERSEDED": Recovery(
+        SLOW_S,
+        "another process runs with the same NEURON_ID: give each one its own",
+    ),
+    "PROTOCOL_VIOLATION": Recovery(SLOW_S, "update the SDK: the server does not understand it"),
+}
+_CREDENTIAL = frozenset({"CREDENTIAL_INVALID", "CREDENTIAL_EXPIRED", "NEURON_NOT_FOUND"})
+
+
+def recover(reason: str, code: str, *, enrollable: bool, registering: bool) -> Recovery:
+    """What follows a failed call or a stream's end.
+
+    Args:
+        reason: an ErrorReason's name, or "".
+        code: the gRPC status code's name.
+        enrollable: whether an enrollment token is set.
+        registering: whether it was Register that failed.
+    """
+    if reason in _CREDENTIAL or (code == "UNAUTHENTICATED" and reason not in _BY_REASON):
+        if not registering:
+            return Recovery(register_again=True)  # the stored token is tried, then enrollment
+        remedy = "the token in STATE_DIR is not taken any more: set ENROLLMENT_TOKEN to a new one"
+        if enrollable:
+            remedy = "neither the token in STATE_DIR nor ENROLLMENT_TOKEN is taken: set a new one"
+        return Recovery(SLOW_S, remedy, register_again=True)
+    if code == "UNIMPLEMENTED":
+        return Recovery(SLOW_S, "FEDERATION_URL leads to a gRPC server that is no federation")
+    return _BY_REASON.get(reason, Recovery())

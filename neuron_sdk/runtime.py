@@ -1,0 +1,411 @@
+"""A started neuron: its control thread, everything on it, and the order in which all of it ends.
+
+The control loop (a thread of its own) holds the session, the executor and the reports. The work
+loop is the service's. Neither waits for the other without a limit: a hanging service is reported
+as STALLED and can still be stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from neuron_sdk.builtin import Builtins
+from neuron_sdk.commands import CommandRegistry
+from neuron_sdk.config import Settings
+from neuron_sdk.convert import report_message
+from neuron_sdk.description import NeuronDescription
+from neuron_sdk.errors import CommandFailed
+from neuron_sdk.executor import Executor
+from neuron_sdk.health import HealthReport
+from neuron_sdk.intervals import Intervals
+from neuron_sdk.journal import Journal, interrupted_update
+from neuron_sdk.logs import get_logger
+from neuron_sdk.offload import offload
+from neuron_sdk.registration import Registration, TokenFile
+from neuron_sdk.reports import Reports
+from neuron_sdk.session import Session
+from neuron_sdk.spool import Spool
+from neuron_sdk.state_dir import StateDir
+from neuron_sdk.version import __version__
+from neuron_sdk.vitals import Activity, Vitals, VitalSigns
+from neuron_sdk.workers import Workers
+
+if TYPE_CHECKING:
+    from neuron_sdk.http import StatusServer
+
+STALL_LIMIT_S = 5.0
+FLUSH_S = 5.0
+HOOKS_S = 10.0
+_PING_S = 1.0
+_REFRESH_S = 3.0
+_URGENT_SPACING_S = 1.0
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a neuron was built of before it started."""
+
+    settings: Settings
+    description: NeuronDescription
+    registry: CommandRegistry
+    builtins: Builtins
+    vitals: VitalSigns
+    reports: Reports
+    workers: Workers
+
+
+class Runtime:
+    """Everything that runs of one neuron, from its start to its end."""
+
+    def __init__(
+        self, parts: Parts, work_loop: asyncio.AbstractEventLoop, *, owns_process: bool
+    ) -> None:
+        """Opens STATE_DIR and starts the control thread.
+
+        Args:
+            parts: what the neuron was built of.
+            work_loop: the service's loop; the caller runs in it.
+            owns_process: whether the process is this neuron and nothing else.
+
+        Raises:
+            ConfigError: STATE_DIR cannot be used, or is in use.
+        """
+        self._parts = parts
+        self._work_loop = work_loop
+        self._work_thread = threading.get_ident()
+        self._owns_process = owns_process
+        self.stop_reason = ""
+        self.restart_wanted = False
+        self.commands_stopped = asyncio.Event()
+        """On the work loop: no command runs any more, and the service itself is to end."""
+        self.closed: Future[None] = Future()
+        """Done when nothing runs any more."""
+        self._work_done = asyncio.Event()
+        self._stalled = False
+        self._hurried = False
+        self._state = StateDir(parts.settings.state_dir)
+        try:
+            self._instance_id = uuid.uuid4().hex
+            self._spool = Spool(
+                self._state.spool,
+                max_bytes=parts.settings.spool_max_bytes,
+                interrupted=interrupted_update,
+            )
+        except BaseException:
+            self._state.release()
+            raise
+        self._http: StatusServer | None = None
+        self._http_port: int | None = None
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._control, args=(started,), name="neuron-control", daemon=True
+        )
+        self._thread.start()
+        started.result()
+        self._http = self._start_http()
+
+    # ---- what others ask, in any thread
+
+    def ready(self) -> None:
+        """The service has started: commands may run."""
+        self._on_control(lambda: self._executor.open(self._work_loop))
+
+    def request_stop(self, reason: str, *, restart: bool = False) -> None:
+        """Begin to stop; a second call changes nothing."""
+        if not self.stop_reason:
+            self.stop_reason = reason
+            self.restart_wanted = restart
+            _log.info("stopping", action="neuron.stopping", reason=reason)
+        self._on_control(self._stop.set)
+
+    def hurry(self) -> None:
+        """Stop at once: no grace for commands, no waiting for acknowledgements."""
+        self._hurried = True
+        self._on_control(lambda: self._executor.interrupt("the neuron was told twice to stop"))
+
+    def work_done(self) -> None:
+        """The service has ended: its workers and hooks."""
+        self._on_control(self._work_done.set)
+
+    def status(self) -> dict[str, Any]:
+        """What `/status` answers."""
+        settings, description = self._parts.settings, self._parts.description
+        return {
+            "neuron_id": description.neuron_id,
+            "type": description.type,
+            "name": description.name,
+            "version": description.version,
+            "sdk_version": __version__,
+            "instance_id": self._instance_id,
+            "activity": self.activity.value,
+            "uptime": round(self._parts.vitals.uptime_s, 3),
+            "federation": {"target": settings.target, **asdict(self._session.link)},
+            "spool": asdict(self._spool.state),
+            "running_commands": self._executor.running,
+            "commands": sorted(command.type for command in self._parts.registry),
+            "heartbeat_interval": self._intervals.heartbeat,
+            "analytics_interval": self._intervals.analytics,
+        }
+
+    @property
+    def activity(self) -> Activity:
+        """What the neuron is doing."""
+        if self.stop_reason:
+            return Activity.STOPPING
+        if self._stalled:
+            return Activity.STALLED
+        return Activity.PAUSED if self._executor.paused else Activity.ACTIVE
+
+    @property
+    def http_port(self) -> int | None:
+        """The TCP port of the local HTTP endpoints; None if they are off."""
+        return self._http_port
+
+    # ---- what the built-in commands do (Controls), on the control loop
+
+    @property
+    def can_restart(self) -> bool:
+        """Only a program of ours can be started again."""
+        return self._owns_process
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        """The service's workers."""
+        return self._parts.workers.names
+
+    async def health(self) -> HealthReport:
+        """How the neuron is now."""
+        return await offload(self._parts.vitals.report)
+
+    def set_intervals(
+        self, *, heartbeat: float | None, analytics: float | None
+    ) -> Mapping[str, float]:
+        """Change the neuron's own intervals; answers those in effect."""
+        self._intervals.set_own(heartbeat=heartbeat, analytics=analytics)
+        return {
+            "heartbeat_interval": self._intervals.heartbeat,
+            "analytics_interval": self._intervals.analytics,
+        }
+
+    def set_log_level(self, level: str) -> None:
+        """The whole process's if it is ours, else the SDK's own."""
+        logging.getLogger(None if self._owns_process else "neuron_sdk").setLevel(level)
+
+    def pause(self) -> None:
+        """Start no more commands."""
+        self._executor.pause()
+
+    def resume(self) -> None:
+        """Start commands again."""
+        self._executor.resume()
+
+    async def restart_workers(self, name: str | None) -> list[str]:
+        """Restart the service's workers, if its loop answers."""
+        future = asyncio.run_coroutine_threadsafe(
+            self._parts.workers.restart(name), self._work_loop
+        )
+        try:
+            async with asyncio.timeout(HOOKS_S):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise CommandFailed(
+                "STALLED", f"the service's event loop did not answer within {HOOKS_S:g} s"
+            ) from None
+
+    # ---- the control thread
+
+    def _control(self, started: Future[None]) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._live(started))
+        except BaseException as error:  # noqa: BLE001 - logged, and told to whoever waits
+            _log.exception("the control channel broke", action="control.broken")
+            if not started.done():
+                started.set_exception(error)
+        finally:
+            self._parts.builtins.attach(None)
+            self._on_work(self.commands_stopped.set)
+            self._spool.close()
+            if self._http is not None:
+                self._http.stop()
+            self._state.release()
+            self.closed.set_result(None)
+
+    async def _live(self, started: Future[None]) -> None:
+        settings = self._parts.settings
+        self._intervals = Intervals(settings.heartbeat_interval, settings.analytics_interval)
+        self._executor = Executor(
+            self._parts.registry,
+            Journal(self._spool),
+            max_concurrent=self._parts.description.max_concurrent_commands,
+        )
+        self._urgent = asyncio.Event()
+        self._parts.reports.listen(lambda: self._on_control(self._urgent.set))
+        self._session = Session(
+            target=settings.target,
+            instance_id=self._instance_id,
+            registration=Registration(
+                self._parts.description, settings.enrollment_token, TokenFile(self._state.token)
+            ),
+            enrollable=bool(settings.enrollment_token),
+            spool=self._spool,
+            executor=self._executor,
+            intervals=self._intervals,
+            vitals=self._take_vitals,
+        )
+        self._parts.builtins.attach(self)
+        started.set_result(None)
+        tasks = [
+            asyncio.create_task(self._session.run(), name="session"),
+            asyncio.create_task(self._report(), name="reports"),
+            asyncio.create_task(self._watch_work_loop(), name="stall-watch"),
+        ]
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            ended, _ = await asyncio.wait([stop, *tasks], return_when="FIRST_COMPLETED")
+            for task in ended - {stop}:
+                # None of them ends by itself: a fault of ours stops the neuron, in order.
+                self.request_stop(f"internal fault in {task.get_name()}: {task.exception()!r}")
+            await self._wind_down()
+        finally:
+            for task in [stop, *tasks]:
+                task.cancel()
+            await asyncio.gather(stop, *tasks, return_exceptions=True)
+
+    async def _wind_down(self) -> None:
+        await self._executor.stop(0.0 if self._hurried else self._parts.settings.stop_grace)
+        self._on_work(self.commands_stopped.set)
+        try:
+            async with asyncio.timeout(HOOKS_S):
+                await self._work_done.wait()
+        except TimeoutError:
+            _log.warning("the service does not end", action="neuron.stuck")
+        await self._spool_reports(events_only=False)
+        if not self._hurried:
+            await self._session.flush(FLUSH_S)
+        await self._session.say_goodbye(self.stop_reason)
+
+    async def _report(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        while True:
+            urgent = asyncio.create_task(self._urgent.wait(), name="urgent")
+            due = asyncio.create_task(
+                self._intervals.wait(last + self._intervals.analytics), name="due"
+            )
+            try:
+                await asyncio.wait({urgent, due}, return_when="FIRST_COMPLETED")
+            finally:
+                urgent.cancel()
+                due.cancel()
+            if due.done() and not due.cancelled() and due.result():
+                last = loop.time()
+                await self._spool_reports(events_only=False)
+            elif self._urgent.is_set():
+                self._urgent.clear()
+                await self._spool_reports(events_only=True)
+                await asyncio.sleep(_URGENT_SPACING_S)  # a storm of errors makes few reports
+
+    async def _spool_reports(self, *, events_only: bool) -> None:
+        def take() -> None:
+            if events_only:
+                reports = self._parts.reports.take_events()
+            else:
+                self._parts.vitals.refresh()
+                reports = self._parts.reports.take()
+            for report in reports:
+                self._spool.report(report_message(report).SerializeToString()).result()
+
+        await offload(take, "neuron-report")
+
+    async def _take_vitals(self) -> Vitals:
+        # The host may hang (a dead network disk), and so may the service's health function: then
+        # the heartbeat says what was known before.
+        refresh = asyncio.create_task(offload(self._parts.vitals.refresh), name="vitals")
+        await asyncio.wait({refresh}, timeout=_REFRESH_S)
+        refresh.cancel()
+        return self._parts.vitals.take(self.activity, self._spool.state, self._executor.running)
+
+    async def _watch_work_loop(self) -> None:
+        answered = threading.Event()
+        while True:
+            answered.clear()
+            asked = self._loop.time()
+            self._on_work(answered.set)
+            while not answered.is_set():
+                await asyncio.sleep(min(_PING_S, STALL_LIMIT_S))
+                if self._loop.time() - asked > STALL_LIMIT_S and not self._stalled:
+                    self._stalled = True
+                    self._log_stall()
+            if self._stalled:
+                self._stalled = False
+                _log.info(
+                    "the work loop answers again",
+                    action="work.back",
+                    silent_s=round(self._loop.time() - asked, 1),
+                )
+            await asyncio.sleep(_PING_S)
+
+    def _log_stall(self) -> None:
+        frame = sys._current_frames().get(self._work_thread)  # noqa: SLF001 - the documented way
+        stack = "".join(traceback.format_stack(frame)) if frame else ""
+        _log.error(
+            "the work loop has not answered: something blocks it; use await, or a handler that is "
+            "no coroutine",
+            action="work.stalled",
+            limit_s=STALL_LIMIT_S,
+            stack=stack,
+        )
+
+    def _on_control(self, call: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            return  # it has ended
+
+    def _on_work(self, call: Callable[[], object]) -> None:
+        try:
+            self._work_loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            return  # it has ended
+
+    def _start_http(self) -> StatusServer | None:
+        settings = self._parts.settings
+        if not settings.metrics_enabled:
+            return None
+        from neuron_sdk.http import StatusServer  # noqa: PLC0415 - only who serves pays for it
+        from neuron_sdk.prometheus import build_registry  # noqa: PLC0415 - as above
+
+        vitals = self._parts.vitals
+        server = StatusServer(
+            settings.metrics_host,
+            settings.metrics_port,
+            health=vitals.report,
+            status=self.status,
+            registry=build_registry(
+                vitals.metrics, vitals.probe, disk_path=settings.state_dir, health=vitals.report
+            ),
+        )
+        try:
+            self._http_port = server.start()
+        except OSError as error:
+            _log.error(
+                "the neuron goes on without /health, /status and /metrics",
+                action="http.off",
+                error=str(error),
+            )
+            return None
+        return server

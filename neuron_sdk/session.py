@@ -1,0 +1,428 @@
+"""The neuron's way to the federation: registers, holds one stream, and comes back when it ends.
+
+`Session.run` never returns and never raises because the federation is away. In one session four
+tasks share the stream: the reader, the sender of durable messages (a bounded window of what the
+spool holds), the heartbeats, and the one that renews the token. When one ends they all end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from federation.v1 import errors_pb2
+from federation.v1 import session_service_pb2 as pb
+from federation.v1.session_service_pb2_grpc import SessionServiceStub
+from neuron_sdk.backoff import Backoff
+from neuron_sdk.channel import RpcFailure, open_channel, read_failure
+from neuron_sdk.convert import (
+    durable_message,
+    from_delivery,
+    from_duration,
+    heartbeat_message,
+    to_timestamp,
+)
+from neuron_sdk.executor import Executor
+from neuron_sdk.intervals import Intervals, SessionIntervals
+from neuron_sdk.journal import refused_update
+from neuron_sdk.logs import get_logger
+from neuron_sdk.payload import clean_text
+from neuron_sdk.recovery import recover
+from neuron_sdk.registration import Registration
+from neuron_sdk.spool import MessageKind, Spool
+from neuron_sdk.version import __version__
+from neuron_sdk.vitals import Vitals
+
+if TYPE_CHECKING:  # a name of the stubs' types only
+    from federation.v1.session_service_pb2_grpc import SessionServiceAsyncStub
+
+WINDOW_MESSAGES = 256
+WINDOW_BYTES = 4 * 2**20
+_WELCOME_TIMEOUT_S = 20.0
+_GOODBYE_TIMEOUT_S = 2.0
+_HEARTBEAT_JITTER = 0.1
+
+Stream = Any  # grpc.aio.StreamStreamCall[pb.NeuronMessage, pb.FederationMessage]
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How the neuron stands with the federation, for the status page."""
+
+    connected: bool = False
+    session_id: str = ""
+    epoch: int = 0
+    server_version: str = ""
+    problem: str = ""
+    """Why it is not connected, with the remedy if there is one."""
+
+
+class _Over(Exception):
+    """The session is to end, for a reason of ours."""
+
+    def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+class Session:
+    """One neuron's sessions, one after the other. Belongs to the control loop."""
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        instance_id: str,
+        registration: Registration,
+        enrollable: bool,
+        spool: Spool,
+        executor: Executor,
+        intervals: Intervals,
+        vitals: Callable[[], Awaitable[Vitals]],
+    ) -> None:
+        """`vitals` is asked for each heartbeat."""
+        self._target = target
+        self._instance_id = instance_id
+        self._registration = registration
+        self._enrollable = enrollable
+        self._spool = spool
+        self._executor = executor
+        self._intervals = intervals
+        self._vitals = vitals
+        self._backoff = Backoff()
+        self._loop = asyncio.get_running_loop()
+        self._append = asyncio.Event()
+        self._renewed = asyncio.Event()
+        self._stream: Stream | None = None
+        self._write_lock = asyncio.Lock()
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._reader: asyncio.Task[None] | None = None
+        self._closing = False
+        self.link = Link()
+        spool.listen(
+            lambda: self._call_soon(self._append.set), lambda: self._call_soon(self._renewed.set)
+        )
+
+    async def run(self) -> None:
+        """Hold a session, until `say_goodbye`. To be cancelled."""
+        while True:
+            registering = not self._registration.has_token
+            try:
+                await self._hold_one()
+                wait = self._backoff.next_s(self._loop.time())
+                problem = "the federation closed the stream"
+            except _Over as over:
+                wait = self._backoff.next_s(self._loop.time(), at_least=over.after_s)
+                problem = str(over)
+            except RpcFailure as failure:
+                registering = registering and not self._registration.has_token
+                wait, problem = self._plan(failure, registering=registering)
+            except Exception as error:  # noqa: BLE001 - logged; it must come back
+                _log.exception("the session broke", action="session.broken")
+                wait = self._backoff.next_s(self._loop.time(), at_least=5.0)
+                problem = repr(error)
+            self.link = Link(problem=problem)
+            if self._closing:
+                return
+            _log.warning(
+                "not connected to the federation; the service goes on",
+                action="session.ended",
+                target=self._target,
+                problem=problem,
+                retry_s=round(wait, 1),
+            )
+            await asyncio.sleep(wait)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the federation has all that the spool holds, or cannot get it now."""
+        deadline = self._loop.time() + timeout_s
+        # Asked again and again, because the spool commits on a thread of its own.
+        while self._spool.state.pending and self.link.connected and self._loop.time() < deadline:  # noqa: ASYNC110, E501
+            await asyncio.sleep(0.02)
+
+    async def say_goodbye(self, reason: str) -> None:
+        """End the session on purpose; waits a moment for the federation to take note."""
+        self._closing = True
+        stream, reader = self._stream, self._reader
+        if stream is None or reader is None:
+            return
+        with contextlib.suppress(_Broken, TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(_GOODBYE_TIMEOUT_S):
+                goodbye = pb.Goodbye(reason=clean_text(reason, 1024))
+                await self._write(stream, pb.NeuronMessage(goodbye=goodbye))
+                await stream.done_writing()
+                await asyncio.wait({reader})
+
+    def _plan(self, failure: RpcFailure, *, registering: bool) -> tuple[float, str]:
+        plan = recover(
+            failure.reason, failure.code, enrollable=self._enrollable, registering=registering
+        )
+        if plan.register_again:
+            self._registration.forget()
+        at_least = max(plan.at_least_s, failure.retry_after)
+        problem = f"{failure}; {plan.remedy}" if plan.remedy else str(failure)
+        return self._backoff.next_s(self._loop.time(), at_least=at_least), problem
+
+    # ---- one session
+
+    async def _hold_one(self) -> None:
+        """One session from its Register or Connect to its end.
+
+        Raises:
+            RpcFailure: the federation refused, ended the stream with a status, or is away.
+            _Over: it is to be held anew.
+        """
+        channel = open_channel(self._target)
+        try:
+            # grpc.aio's generated stub is one class for both worlds; its types are not.
+            stub: SessionServiceAsyncStub = SessionServiceStub(channel)
+            await self._registration.ensure(stub)
+            await self._connect(channel, stub)
+        finally:
+            self._stream = self._reader = None
+            self.link = Link()
+            await channel.close()
+
+    async def _connect(self, channel: grpc.aio.Channel, stub: SessionServiceAsyncStub) -> None:
+        # Writing to a call on a channel that never connected is an internal error of gRPC.
+        try:
+            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+                await channel.channel_ready()
+        except TimeoutError:
+            raise RpcFailure("UNAVAILABLE", "", f"no answer from {self._target}") from None
+        stream: Stream = stub.Connect(metadata=self._registration.metadata)
+        try:
+            welcome = await self._greet(stream)
+            await self._begin(welcome)
+            await self._live(stream, stub, welcome)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, _Broken):
+            raise await _status(stream) from None
+        finally:
+            stream.cancel()
+
+    async def _greet(self, stream: Stream) -> pb.Welcome:
+        state = self._spool.state
+        self._renewed.clear()
+        hello = pb.Hello(
+            instance_id=self._instance_id,
+            sdk={"name": "neuron-sdk-python", "version": __version__},  # type: ignore[arg-type]
+            spool_id=state.spool_id,
+            first_sequence=state.first_sequence,
+            next_sequence=state.next_sequence,
+            running_commands=[
+                pb.RunningCommand(command_id=of.command_id, attempt=of.attempt)
+                for of in self._executor.unfinished()
+            ],
+        )
+        try:
+            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+                await self._write(stream, pb.NeuronMessage(hello=hello))
+                message = await stream.read()
+        except TimeoutError:
+            raise RpcFailure("UNAVAILABLE", "", "no Welcome from the federation") from None
+        if message is grpc.aio.EOF or message.WhichOneof("message") != "welcome":
+            raise _Broken
+        return message.welcome  # type: ignore[no-any-return]
+
+    async def _begin(self, welcome: pb.Welcome) -> None:
+        state = self._spool.state
+        if welcome.last_sequence >= state.next_sequence:
+            # An old copy of STATE_DIR: the federation would take new messages for replays.
+            await asyncio.wrap_future(self._spool.renew_identity())
+            raise _Over("the spool was older than what the federation has seen; it is renewed")
+        if welcome.last_sequence:
+            self._spool.ack(welcome.last_sequence)
+        self._in_flight.clear()
+        self._obey(welcome.settings)
+        self._backoff.opened(self._loop.time())
+        self.link = Link(True, welcome.session_id, welcome.epoch, welcome.server_version)
+        _log.info(
+            "connected to the federation",
+            action="session.opened",
+            target=self._target,
+            session_id=welcome.session_id,
+            epoch=welcome.epoch,
+            pending=state.pending,
+        )
+
+    async def _live(
+        self, stream: Stream, stub: SessionServiceAsyncStub, welcome: pb.Welcome
+    ) -> None:
+        self._stream = stream
+        reader = asyncio.create_task(self._read(stream), name="session:read")
+        self._reader = reader
+        tasks = [
+            reader,
+            asyncio.create_task(self._send(stream, welcome.last_sequence), name="session:send"),
+            asyncio.create_task(self._beat(stream), name="session:heartbeats"),
+            asyncio.create_task(self._registration.keep_fresh(stub), name="session:token"),
+            asyncio.create_task(self._watch_identity(), name="session:identity"),
+        ]
+        try:
+            ended, _ = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        # What the reader has seen is the cause; the others only stumbled over it.
+        first = reader if reader in ended else ended.pop()
+        first.result()
+
+    # ---- down
+
+    async def _read(self, stream: Stream) -> None:
+        while True:
+            message = await stream.read()
+            if message is grpc.aio.EOF:
+                failure = await _status(stream)
+                if failure.code != "OK":
+                    raise failure
+                return
+            self._obey_message(message)
+
+    def _obey_message(self, message: pb.FederationMessage) -> None:
+        match message.WhichOneof("message"):
+            case "command":
+                self._executor.deliver(from_delivery(message.command))
+            case "settings":
+                self._obey(message.settings)
+            case "refusal":
+                self._note_refusal(message.refusal)
+        # After a refusal, which speaks of a message that the acknowledgement covers.
+        if message.ack_sequence:
+            self._acknowledge(message.ack_sequence)
+        if message.WhichOneof("message") == "reconnect":
+            after = from_duration(message.reconnect.after)
+            raise _Over(f"asked to come back: {message.reconnect.reason}", after)
+
+    def _obey(self, settings: pb.SessionSettings) -> None:
+        beat, report = (
+            settings.HasField("heartbeat_interval"),
+            settings.HasField("analytics_interval"),
+        )
+        self._intervals.obey(
+            SessionIntervals(
+                from_duration(settings.heartbeat_interval) if beat else None,
+                from_duration(settings.analytics_interval) if report else None,
+            )
+        )
+
+    def _acknowledge(self, sequence: int) -> None:
+        self._spool.ack(sequence)
+        while self._in_flight and self._in_flight[0][0] <= sequence:
+            self._in_flight.popleft()
+        self._append.set()
+
+    def _note_refusal(self, refusal: pb.Refusal) -> None:
+        violations = "; ".join(f"{v.field}: {v.description}" for v in refusal.field_violations)
+        detail = violations or refusal.detail
+        reason = _reason(refusal.reason)
+        _log.error(
+            "the federation refused a message",
+            action="session.refused",
+            message_kind=refusal.message,
+            sequence=refusal.sequence,
+            reason=reason,
+            detail=detail,
+        )
+        if refusal.sequence:
+            text = clean_text(f"{reason}: {detail}", 1024)
+            self._spool.refuse(refusal.sequence, lambda of: refused_update(text, of))
+
+    # ---- up
+
+    async def _send(self, stream: Stream, last_sequence: int) -> None:
+        sent = last_sequence
+        while True:
+            self._append.clear()
+            room = WINDOW_MESSAGES - len(self._in_flight)
+            size = WINDOW_BYTES - sum(size for _, size in self._in_flight)
+            batch = []
+            if room > 0 and (size > 0 or not self._in_flight):
+                batch = await asyncio.wrap_future(
+                    self._spool.read_after(sent, max_count=room, max_bytes=size)
+                )
+            for message in batch:
+                is_report = message.kind is MessageKind.REPORT
+                self._in_flight.append((message.sequence, len(message.payload)))
+                sent = message.sequence
+                await self._write(
+                    stream,
+                    durable_message(sent, is_report=is_report, payload=message.payload),
+                )
+            if not batch:
+                await self._append.wait()
+
+    async def _beat(self, stream: Stream) -> None:
+        with_host = True
+        while True:
+            # Made when the stream is free, so that what is sent is the newest.
+            async with self._write_lock:
+                vitals = await self._vitals()
+                beat = heartbeat_message(vitals, with_host=with_host)
+                now = to_timestamp(time.time())
+                await _write(stream, pb.NeuronMessage(send_time=now, heartbeat=beat))
+            with_host = with_host and vitals.host is None
+            sent_at = self._loop.time()
+            # Only ever later, because more often than the interval is forbidden.
+            stretch = 1.0 + random.uniform(0.0, _HEARTBEAT_JITTER)  # noqa: S311 - not a secret
+            while not await self._intervals.wait(sent_at + self._intervals.heartbeat * stretch):
+                pass
+
+    async def _watch_identity(self) -> None:
+        await self._renewed.wait()
+        raise _Over("the spool was made anew")
+
+    async def _write(self, stream: Stream, message: pb.NeuronMessage) -> None:
+        async with self._write_lock:
+            await _write(stream, message)
+
+    def _call_soon(self, call: Callable[[], object]) -> None:
+        # The spool's thread may outlive the loop by a moment.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call)
+
+
+class _Broken(Exception):
+    """The stream has ended; its status says why."""
+
+
+async def _write(stream: Stream, message: pb.NeuronMessage) -> None:
+    try:
+        await stream.write(message)
+    except asyncio.InvalidStateError:
+        raise _Broken from None
+
+
+async def _status(stream: Stream) -> RpcFailure:
+    """What the federation said at the end of a stream; cuts one that it does not end."""
+    try:
+        async with asyncio.timeout(_GOODBYE_TIMEOUT_S):
+            code = await stream.code()
+    except TimeoutError:
+        return RpcFailure("UNKNOWN", "", "the stream broke")
+    error = grpc.aio.AioRpcError(
+        code,
+        await stream.initial_metadata(),
+        await stream.trailing_metadata(),
+        details=await stream.details(),
+    )
+    return read_failure(error)
+
+
+def _reason(value: int) -> str:
+    try:
+        name: str = errors_pb2.ErrorReason.Name(value)  # type: ignore[arg-type]
+    except ValueError:
+        return f"reason {value}"
+    return name.removeprefix("ERROR_REASON_")

@@ -1,0 +1,385 @@
+"""The spool and the journal as SQL on one SQLite connection: no thread, no policy on failures.
+
+outbox: durable messages by sequence, until they are acknowledged. journal: every command attempt
+that was taken, and its finish. A command's step (accepted, started, finished) and its update go
+into one transaction, which the caller opens and commits.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+FORMAT = 1
+MAX_JOURNAL_ENTRIES = 10_000
+MAX_JOURNAL_AGE_S = 7 * 86_400.0
+MAX_JOURNAL_BYTES = 32 * 2**20
+
+# What the sequences leap by when the file may be behind what the federation has seen. Gaps are
+# allowed, giving a number twice is not: the second message would be taken for a replay.
+SEQUENCE_LEAP = 2**32
+
+_SCHEMA = """
+CREATE TABLE meta (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    spool_id TEXT NOT NULL,
+    next_sequence INTEGER NOT NULL,
+    dropped INTEGER NOT NULL
+);
+CREATE TABLE outbox (
+    sequence INTEGER PRIMARY KEY,
+    kind INTEGER NOT NULL,
+    command_id TEXT,
+    attempt INTEGER,
+    payload BLOB NOT NULL
+);
+CREATE INDEX outbox_kind ON outbox (kind, sequence);
+CREATE TABLE journal (
+    command_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    finish BLOB,
+    finish_sequence INTEGER,
+    change_time REAL NOT NULL,
+    PRIMARY KEY (command_id, attempt)
+);
+CREATE INDEX journal_time ON journal (change_time);
+"""
+
+
+class MessageKind(IntEnum):
+    """What a durable message is. Stored."""
+
+    REPORT = 1
+    ACCEPTED = 2
+    PROGRESS = 3
+    FINISH = 4
+
+
+class _Step(IntEnum):
+    """How far the journal knows an attempt. Stored."""
+
+    ACCEPTED = 1
+    STARTED = 2
+    FINISHED = 3
+
+
+class Verdict(StrEnum):
+    """What the journal says to a delivery."""
+
+    NEW = "NEW"
+    """Never seen; it is noted now."""
+    RUNNING = "RUNNING"
+    """This process has it already: nothing to do."""
+    FINISHED = "FINISHED"
+    """It has ended; its finish is on its way again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of one command: the journal's key."""
+
+    command_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledMessage:
+    """One durable message."""
+
+    sequence: int
+    kind: MessageKind
+    payload: bytes
+
+
+class SpoolStore:
+    """One SQLite database with spool and journal. Not thread-safe."""
+
+    def __init__(self, connection: sqlite3.Connection, max_bytes: int) -> None:
+        """`connection` is in autocommit mode; an empty database is made a spool.
+
+        Raises:
+            sqlite3.DatabaseError: it is damaged, or of an unknown format.
+        """
+        self.connection = connection
+        self._max_bytes = max_bytes
+        self.handed_out = 0
+        """The highest sequence that was read for sending: what is above it nobody has seen."""
+        self._finishes_since_prune = 0
+        self._prepare()
+        self.load()
+
+    def load(self) -> None:
+        """Read the counters again, after opening and after a rollback."""
+        one = self.connection.execute("SELECT spool_id, next_sequence, dropped FROM meta").fetchone
+        row = one()
+        if row is None:
+            raise sqlite3.DatabaseError("the spool has no identity")
+        self.spool_id: str = row[0]
+        self.next_sequence: int = row[1]
+        self.dropped: int = row[2]
+        self.pending, self.pending_bytes, first = self.connection.execute(
+            "SELECT count(*), coalesce(sum(length(payload)), 0), min(sequence) FROM outbox"
+        ).fetchone()
+        self.first_sequence = first or self.next_sequence
+
+    def _prepare(self) -> None:
+        run = self.connection.execute
+        found = run("PRAGMA user_version").fetchone()[0]
+        if found == FORMAT:
+            problem = run("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                raise sqlite3.DatabaseError(f"damaged: {problem}")
+        elif found == 0 and not run("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            spool_id = uuid.uuid4().hex
+            self.connection.executescript(
+                f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES (1, '{spool_id}', 1, 0); "  # noqa: S608 - our own id
+                f"PRAGMA user_version = {FORMAT}; COMMIT;"
+            )
+        else:
+            raise sqlite3.DatabaseError(f"unknown format {found}")
+        run("PRAGMA cache_size = -512")
+
+    # ---- the spool
+
+    def leap(self) -> None:
+        """Skip sequences that may have been given before, unknown to this file."""
+        self._set_next(self.next_sequence + SEQUENCE_LEAP)
+
+    def renew_identity(self) -> None:
+        """Become another spool: what waits is numbered anew from 1, under a new spool_id."""
+        rows = self.connection.execute("SELECT sequence FROM outbox ORDER BY sequence").fetchall()
+        # Downwards first, so that no new number meets an old one.
+        self.connection.execute("UPDATE outbox SET sequence = -sequence")
+        for new, (old,) in enumerate(rows, start=1):
+            self.connection.execute(
+                "UPDATE outbox SET sequence = ? WHERE sequence = ?", (new, -old)
+            )
+            self.connection.execute(
+                "UPDATE journal SET finish_sequence = ? WHERE finish_sequence = ?", (-new, old)
+            )
+        self.connection.execute(
+            "UPDATE journal SET finish_sequence = "
+            "CASE WHEN finish_sequence < 0 THEN -finish_sequence ELSE NULL END"
+        )
+        self.connection.execute("UPDATE meta SET spool_id = ?", (uuid.uuid4().hex,))
+        self._set_next(len(rows) + 1)
+        self.handed_out = 0
+        self.load()
+
+    def append(self, kind: MessageKind, payload: bytes, of: Attempt | None = None) -> int:
+        """Take in one durable message and return its sequence.
+
+        When the bytes are more than allowed the oldest reports are dropped, and counted.
+        """
+        self._make_room(len(payload))
+        sequence = self.next_sequence
+        self.connection.execute(
+            "INSERT INTO outbox VALUES (?, ?, ?, ?, ?)",
+            (
+                sequence,
+                kind,
+                of.command_id if of else None,
+                of.attempt if of else None,
+                payload,
+            ),
+        )
+        if not self.pending:
+            self.first_sequence = sequence
+        self.pending += 1
+        self.pending_bytes += len(payload)
+        self._set_next(sequence + 1)
+        return sequence
+
+    def read_after(self, sequence: int, max_count: int, max_bytes: int) -> list[SpooledMessage]:
+        """The next messages above `sequence`, in order; the first one whatever its size."""
+        answer: list[SpooledMessage] = []
+        size = 0
+        for number, kind, payload in self.connection.execute(
+            "SELECT sequence, kind, payload FROM outbox WHERE sequence > ? "
+            "ORDER BY sequence LIMIT ?",
+            (sequence, max_count),
+        ):
+            size += len(payload)
+            if answer and size > max_bytes:
+                break
+            answer.append(SpooledMessage(number, MessageKind(kind), payload))
+        if answer:
+            self.handed_out = max(self.handed_out, answer[-1].sequence)
+        return answer
+
+    def trim(self, ack_sequence: int) -> None:
+        """Forget every message up to `ack_sequence`: the federation has stored them."""
+        if ack_sequence < self.first_sequence or not self.pending:
+            return
+        self._forget("sequence <= ?", (ack_sequence,))
+        self.connection.execute("PRAGMA incremental_vacuum(64)").fetchall()
+
+    def replace_refused(
+        self, sequence: int, substitute: Callable[[Attempt], bytes], now: float
+    ) -> None:
+        """Forget one message that was refused; put another finish in the place of a finish."""
+        row = self.connection.execute(
+            "SELECT kind, command_id, attempt, payload FROM outbox WHERE sequence = ?", (sequence,)
+        ).fetchone()
+        if row is None:
+            return
+        self._forget("sequence = ?", (sequence,))
+        kind, command_id, attempt, payload = row
+        if kind == MessageKind.FINISH:
+            of = Attempt(command_id, attempt)
+            finish = substitute(of)
+            if finish != payload:  # else the substitute was refused as well
+                self.finish(of, finish, now)
+
+    def _make_room(self, size: int) -> None:
+        while self.pending_bytes + size > self._max_bytes:
+            oldest = self.connection.execute(
+                "SELECT sequence FROM outbox WHERE kind = ? ORDER BY sequence LIMIT 1",
+                (MessageKind.REPORT,),
+            ).fetchone()
+            if oldest is None:
+                return  # Only commands' updates are left, and they are never dropped.
+            self._forget("sequence = ?", oldest)
+            self.dropped += 1
+            self.connection.execute("UPDATE meta SET dropped = ?", (self.dropped,))
+
+    def _forget(self, condition: str, values: tuple[int | str, ...]) -> None:
+        count, size = self.connection.execute(
+            f"SELECT count(*), coalesce(sum(length(payload)), 0) FROM outbox WHERE {condition}",  # noqa: S608 - constants of this module
+            values,
+        ).fetchone()
+        self.connection.execute(f"DELETE FROM outbox WHERE {condition}", values)  # noqa: S608 - as above
+        self.pending -= count
+        self.pending_bytes -= size
+        first = self.connection.execute("SELECT min(sequence) FROM outbox").fetchone()[0]
+        self.first_sequence = first or self.next_sequence
+
+    def _set_next(self, sequence: int) -> None:
+        self.connection.execute("UPDATE meta SET next_sequence = ?", (sequence,))
+        self.next_sequence = sequence
+        if not self.pending:
+            self.first_sequence = sequence
+
+    # ---- the journal
+
+    def accept(self, of: Attempt, accepted: bytes, now: float) -> Verdict:
+        """Note an attempt that will run, and append its `accepted`."""
+        verdict = self._look_up(of)
+        if verdict is Verdict.NEW:
+            self._note(of, now)
+            self.append(MessageKind.ACCEPTED, accepted, of)
+        return verdict
+
+    def reject(self, of: Attempt, finish: bytes, now: float) -> Verdict:
+        """Note an attempt that will not run, and append its finish."""
+        verdict = self._look_up(of)
+        if verdict is Verdict.NEW:
+            self._note(of, now)
+            self.finish(of, finish, now)
+        return verdict
+
+    def start(self, of: Attempt, progress: bytes, now: float) -> None:
+        """Note that the handler starts now, and append its first progress."""
+        self.connection.execute(
+            "UPDATE journal SET step = ?, change_time = ? WHERE command_id = ? AND attempt = ?",
+            (_Step.STARTED, now, of.command_id, of.attempt),
+        )
+        self.append(MessageKind.PROGRESS, progress, of)
+
+    def progress(self, of: Attempt, progress: bytes) -> None:
+        """Append a progress, in the place of those that nobody has seen yet."""
+        self._forget(
+            f"sequence > ? AND kind = {int(MessageKind.PROGRESS)} "
+            "AND command_id = ? AND attempt = ?",
+            (self.handed_out, of.command_id, of.attempt),
+        )
+        self.append(MessageKind.PROGRESS, progress, of)
+
+    def finish(self, of: Attempt, finish: bytes, now: float) -> None:
+        """Note the end of an attempt, and append it."""
+        sequence = self.append(MessageKind.FINISH, finish, of)
+        self.connection.execute(
+            "UPDATE journal SET step = ?, finish = ?, finish_sequence = ?, change_time = ? "
+            "WHERE command_id = ? AND attempt = ?",
+            (_Step.FINISHED, finish, sequence, now, of.command_id, of.attempt),
+        )
+        self._finishes_since_prune += 1
+        if self._finishes_since_prune >= 256:
+            self.prune(now)
+
+    def recover(self, interrupted: Callable[[Attempt], bytes], now: float) -> int:
+        """End what an earlier process started and did not finish; forget what it did not start,
+        so that a redelivery runs it. To be called before anything is accepted.
+
+        Returns:
+            How many attempts were interrupted.
+        """
+        self.connection.execute("DELETE FROM journal WHERE step = ?", (_Step.ACCEPTED,))
+        rows = self.connection.execute(
+            "SELECT command_id, attempt FROM journal WHERE step = ? ORDER BY change_time",
+            (_Step.STARTED,),
+        ).fetchall()
+        for command_id, attempt in rows:
+            of = Attempt(command_id, attempt)
+            self.finish(of, interrupted(of), now)
+        self.prune(now)
+        return len(rows)
+
+    def prune(self, now: float) -> None:
+        """Forget finished attempts that are too old or too many. One whose finish is not
+        acknowledged stays.
+        """
+        self._finishes_since_prune = 0
+        acknowledged = (
+            "step = 3 AND (finish_sequence IS NULL OR "
+            "finish_sequence NOT IN (SELECT sequence FROM outbox))"
+        )
+        self.connection.execute(
+            f"DELETE FROM journal WHERE {acknowledged} AND change_time < ?",  # noqa: S608 - constants of this function
+            (now - MAX_JOURNAL_AGE_S,),
+        )
+        self.connection.execute(
+            f"DELETE FROM journal WHERE {acknowledged} AND rowid IN (SELECT rowid FROM ("  # noqa: S608 - as above
+            "SELECT rowid, row_number() OVER newest AS place, "
+            "sum(length(finish)) OVER newest AS size FROM journal WHERE step = ? "
+            "WINDOW newest AS (ORDER BY change_time DESC, rowid DESC)"
+            ") WHERE place > ? OR size > ?)",
+            (_Step.FINISHED, MAX_JOURNAL_ENTRIES, MAX_JOURNAL_BYTES),
+        )
+
+    def journal_size(self) -> int:
+        """How many attempts the journal knows."""
+        count: int = self.connection.execute("SELECT count(*) FROM journal").fetchone()[0]
+        return count
+
+    def _look_up(self, of: Attempt) -> Verdict:
+        row = self.connection.execute(
+            "SELECT step, finish, finish_sequence FROM journal "
+            "WHERE command_id = ? AND attempt = ?",
+            (of.command_id, of.attempt),
+        ).fetchone()
+        if row is None:
+            return Verdict.NEW
+        step, finish, finish_sequence = row
+        if step != _Step.FINISHED:
+            return Verdict.RUNNING
+        waiting = self.connection.execute(
+            "SELECT 1 FROM outbox WHERE sequence = ?", (finish_sequence,)
+        ).fetchone()
+        if waiting is None:
+            sequence = self.append(MessageKind.FINISH, finish, of)
+            self.connection.execute(
+                "UPDATE journal SET finish_sequence = ? WHERE command_id = ? AND attempt = ?",
+                (sequence, of.command_id, of.attempt),
+            )
+        return Verdict.FINISHED
+
+    def _note(self, of: Attempt, now: float) -> None:
+        self.connection.execute(
+            "INSERT INTO journal VALUES (?, ?, ?, NULL, NULL, ?)",
+            (of.command_id, of.attempt, _Step.ACCEPTED, now),
+        )
