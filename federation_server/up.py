@@ -193,7 +193,7 @@ async def _enrollment_token(database: Database) -> str:
 async def _keep_demo(settings: Settings, token: str) -> None:
     """Runs the demo neuron, and starts it again when it ends."""
     while True:
-        child = await asyncio.to_thread(_start_demo, settings, token)
+        child = _start_demo(settings, token)  # at once: a stop must not come in between
         try:
             status = await asyncio.wrap_future(child.exit)
         finally:

@@ -77,9 +77,9 @@ class Up:
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Runs a shell command as the person at the terminal would."""
-        return subprocess.run(
+        return subprocess.run(  # noqa: S602 - the banner's commands are meant for a shell
             command,
-            shell=True,  # noqa: S602 - the banner's commands are meant for a shell
+            shell=True,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -87,10 +87,17 @@ class Up:
             check=False,
         )
 
-    def kill(self) -> None:
+    def stop(self) -> None:
+        """Ends it, in order if it can, and waits until nothing of it is left."""
         if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+            children = descendants(self.process)
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            eventually_sync(lambda: gone(children), within=20, describe="nothing is left")
         self._output.close()
 
 
@@ -100,7 +107,7 @@ def up(folder: Path, *arguments: str, **environment: str) -> Iterator[Up]:
     try:
         yield started
     finally:
-        started.kill()
+        started.stop()
 
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -113,7 +120,8 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 def banner_commands(output: str) -> list[str]:
     """The three commands that the banner tells to try."""
-    after = output.split("Try, in another terminal:")[1].split("Ctrl-C")[0]
+    _, _, after = output.partition("Try, in another terminal:")
+    after, _, _ = after.partition("Ctrl-C")
     return [line.strip() for line in after.splitlines() if line.strip()]
 
 
