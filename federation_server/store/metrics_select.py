@@ -136,7 +136,11 @@ def select_histograms(asked: MetricsQuery) -> Select[Any]:
     histograms with the same bounds is the same at each place.
     """
     points = _points(asked, histograms=True)
-    unnested = func.unnest(points.c.bucket_counts).table_valued("number", with_ordinality="place")
+    unnested = (
+        func.unnest(points.c.bucket_counts)
+        .table_valued("number", with_ordinality="place")
+        .render_derived()
+    )
     keys = [*_keys(points), points.c.bounds]
     observed = points.c.count > 0
     places = (
@@ -149,7 +153,7 @@ def select_histograms(asked: MetricsQuery) -> Select[Any]:
             _known(points.c.min, observed, func.min).label("least"),
             _known(points.c.max, observed, func.max).label("greatest"),
         )
-        .select_from(points.join(unnested.render_derived(), true()))
+        .select_from(points.join(unnested, true()))
         .group_by(*keys, unnested.c.place)
         .subquery("places")
     )
