@@ -74,10 +74,12 @@ class Masked(Kind):
     """A message of which only the fields that a mask names count, and are checked."""
 
     mask: str
+    known: Sequence[str]
 
     def check(self, name: str, inner: Callable[[], Walk]) -> Check:
         """The check of those fields, by the limits of the message's type."""
-        get, get_mask, checks = attrgetter(name), attrgetter(self.mask), inner().fields
+        get, get_mask = attrgetter(name), attrgetter(self.mask)
+        checks = {known: one for known, one in inner().fields.items() if known in self.known}
 
         def check(message: Any, path: Path, found: Findings) -> None:
             nested, where = get(message), (path, name, None)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from federation.v1.command_pb2 import CommandState
 from federation_server.rpc.findings import Check, Findings, Path
 from federation_server.rpc.limit_kinds import note_repeated
 from federation_server.rpc.limit_values import MAX_INTEGER, REQUIRED
 
 _DURABLE = frozenset({"analytics_report", "command_update"})
-_WITHOUT_ERROR = frozenset({"COMMAND_STATE_SUCCEEDED", "COMMAND_STATE_CANCELLED"})
+_WITH_ERROR = frozenset(
+    {
+        CommandState.COMMAND_STATE_FAILED,
+        CommandState.COMMAND_STATE_REJECTED,
+        CommandState.COMMAND_STATE_TIMED_OUT,
+    }
+)
 
 
 def in_order(earlier: str, later: str, *, equal: bool) -> Check:
@@ -85,10 +92,7 @@ def envelope_fits(message: Any, path: Path, found: Findings) -> None:
 
 def error_said(message: Any, path: Path, found: Findings) -> None:
     """CommandFinished: whoever did not succeed says why."""
-    if message.HasField("error") or not message.state:
-        return
-    state = message.DESCRIPTOR.fields_by_name["state"].enum_type.values_by_number.get(message.state)
-    if state is not None and state.name not in _WITHOUT_ERROR:
+    if message.state in _WITH_ERROR and not message.HasField("error"):
         found.add(path, "error", "is required unless the state is SUCCEEDED or CANCELLED")
 
 

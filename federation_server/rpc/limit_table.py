@@ -359,7 +359,7 @@ _FLEET: Mapping[type[Message], Fields] = {
     fleet_service_pb2.UpdateNeuronRequest: Fields(
         {
             "neuron_id": REQUIRED_ID,
-            "description": Masked("update_mask"),
+            "description": Masked("update_mask", sorted(ADMIN_FIELDS)),
             "update_mask": Mask(sorted(ADMIN_FIELDS)),
             "release_mask": Mask(sorted(ADMIN_FIELDS)),
         },
