@@ -1,4 +1,4 @@
-"""API keys, signing keys and enrollment tokens, in the store and through AccessService."""
+"""API keys, signing keys and enrollment tokens, in the store."""
 
 from __future__ import annotations
 
