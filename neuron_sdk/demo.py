@@ -34,6 +34,6 @@ async def count(ctx: CommandContext, upto: int = 10, seconds: float = 5.0) -> di
 async def pretend_to_work() -> None:
     """Makes the numbers that a busy service would report."""
     while True:
-        took_ms = random.lognormvariate(2.5, 0.6)  # noqa: S311 - a demo, not a secret
+        took_ms = random.lognormvariate(2.5, 0.6)
         neuron.track_request(took_ms, ok=took_ms < 60.0)
         await asyncio.sleep(took_ms / 100)

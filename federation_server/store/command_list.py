@@ -37,6 +37,7 @@ _ORDERS: Mapping[str, tuple[str, bool]] = {
 ORDERS: Sequence[str] = tuple(_ORDERS)
 """What `order_by` may say; empty means the second."""
 
+
 async def list_commands(
     connection: AsyncConnection,
     *,

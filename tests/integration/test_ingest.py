@@ -243,7 +243,11 @@ async def test_all_updates_of_a_command_in_one_batch_leave_each_transition(
     epoch = (await open_session(database, NEURON)).epoch
     command_id = await sent(database, connection, epoch)
     done = Finished(CommandState.SUCCEEDED, {"rows": 3}, None, timedelta(seconds=2), "log")
-    changes = (Accepted(), Progressed(0.5, "half"), done)
+    changes: tuple[Accepted | Progressed | Finished, ...] = (
+        Accepted(),
+        Progressed(0.5, "half"),
+        done,
+    )
     outcome = await apply(
         connection,
         durables=tuple(
