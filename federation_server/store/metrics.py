@@ -160,6 +160,9 @@ async def _rows(
     connection: AsyncConnection, statement: Select[Any]
 ) -> AsyncGenerator[tuple[Any, ...], None]:
     streamed = statement.execution_options(stream_results=True, max_row_buffer=_ROWS_AT_A_TIME)
-    async with connection.stream(streamed) as result:
+    result = await connection.stream(streamed)
+    try:
         async for row in result:
             yield tuple(row)
+    finally:
+        await result.close()  # `async with` would not, where the reader has stopped early
