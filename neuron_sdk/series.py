@@ -19,6 +19,9 @@ from neuron_sdk.points import Definition, HistogramValue, Point, as_number
 MAX_SERIES = 2_000
 """Series of one neuron, the built-in ones included: as many as one report holds."""
 
+# Gauges that every report carries of the host and the process; a second one would spoil it.
+_RESERVED_PREFIXES = ("system.", "process.")
+
 DEFAULT_BOUNDS = (
     1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0,
     1_000.0, 2_500.0, 5_000.0, 10_000.0, 30_000.0, 60_000.0,
@@ -224,8 +227,8 @@ class SeriesBook:
 
     def _refuse_conflict(self, wanted: Definition) -> None:
         name = wanted.name
-        if name in self._reserved:
-            raise ValueError(f"{name} is counted by track_request(): choose another name")
+        if name in self._reserved or name.startswith(_RESERVED_PREFIXES):
+            raise ValueError(f"{name} is reported by the SDK itself: choose another name")
         family = self._families.get(name, wanted)
         if family.kind != wanted.kind:
             raise ValueError(f"{name} is a {family.kind} already: choose another name")

@@ -305,7 +305,7 @@ def test_the_same_name_and_labels_are_the_same_series_whatever_their_order(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "1st", "_x", "a-b", "ä", "a b", "x" * 129, "rows\n", None, "requests"]
+    "name", ["", "1st", "_x", "a-b", "ä", "a b", "x" * 129, "rows\n", None, "requests", "system.x"]
 )
 def test_a_name_outside_the_contract_is_refused_with_its_remedy(
     metrics: Metrics, name: str
