@@ -17,9 +17,7 @@ from federation.v1 import neuron_pb2
 from federation_server.rpc import errors
 from federation_server.store import enrollment
 from federation_server.store.database import Database
-from federation_server.store.schema import (
-    enrollment_uses,
-)
+from federation_server.store.schema import enrollment_uses
 from tests.support.office import Office
 
 
