@@ -32,7 +32,7 @@ factor: term (_OR term)*
 term: simple | (_NOT | _MINUS) simple -> negation
 simple: restriction | "(" expression ")"
 restriction: path COMPARATOR (STRING | TEXT)
-path: NAME ("." (NAME | STRING))*
+path: NAME ("." (KEY | STRING))*
 
 _AND.2: /AND\b/
 _OR.2: /OR\b/
@@ -40,6 +40,7 @@ _NOT.2: /NOT\b/
 _MINUS: "-"
 COMPARATOR: /<=|>=|!=|<|>|=|:/
 NAME: /[A-Za-z_][A-Za-z0-9_]*/
+KEY: /[A-Za-z0-9_][A-Za-z0-9_\/-]*/
 STRING.2: /"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'/
 TEXT: /[^\s()"'=<>!]+/
 %import common.WS
@@ -168,7 +169,7 @@ def parse(text: str) -> Filter | None:
     try:
         tree: Filter = _parser().parse(text)  # type: ignore[assignment]  # what _Builder makes
     except UnexpectedEOF:
-        raise FilterError("the filter ends too soon: a comparison is field = value") from None
+        raise _ends_too_soon(text) from None
     except UnexpectedInput as error:
         raise _unexpected(text, error) from None
     if _count(tree) > MAX_RESTRICTIONS:
@@ -177,12 +178,17 @@ def parse(text: str) -> Filter | None:
 
 
 def _unexpected(text: str, error: UnexpectedInput) -> FilterError:
-    position = max(0, error.pos_in_stream)
+    position: int = getattr(error, "pos_in_stream", None) or 0
     if isinstance(error, UnexpectedToken) and error.token.type == "$END":
-        return FilterError("the filter ends too soon: a comparison is field = value")
+        return _ends_too_soon(text)
     rest = text[position : position + 20].split() or [""]
     remedy = "a comparison is field = value; quote a value that holds spaces"
     return FilterError(f"{rest[0]!r} is not expected here: {remedy}", position + 1)
+
+
+def _ends_too_soon(text: str) -> FilterError:
+    remedy = "a comparison is field = value, and each ( needs its )"
+    return FilterError(f"the filter ends too soon: {remedy}", len(text.rstrip()) + 1)
 
 
 def _check_depth(text: str) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, false, func, literal, not_, or_, true
+from sqlalchemy import ColumnElement, Double, and_, false, func, literal, not_, or_, true
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import Text as SqlText
 
@@ -118,7 +118,8 @@ def _restriction(restriction: Restriction, fields: Fields) -> ColumnElement[bool
         case Text():
             return _text(field.column, restriction)
         case Number():
-            return _compare(field.column, restriction, _number(restriction))
+            # As a double, whatever the column is: PostgreSQL would round 2.5 for an integer's.
+            return _compare(field.column, restriction, literal(_number(restriction), Double))
         case Time():
             return _compare(field.column, restriction, _time(restriction))
         case Choice():

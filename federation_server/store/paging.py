@@ -1,8 +1,8 @@
 """Pages of a list, by keyset: a page begins after the last row of the page before.
 
-A page token holds that row's sort values, and a digest of what was asked: with another filter or
-order it is refused. It is not a secret and needs no signature, because it can only say where to
-begin in a list that the caller may read anyway.
+A page token holds that row's sort values, and a digest of them and of what was asked: with another
+filter or order, or a changed value, it is refused. It is not a secret and needs no signature,
+because it can only say where to begin in a list that the caller may read anyway.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Page:
 
     size: int
     after: Sequence[Any] | None
-    digest: str
+    asked: Sequence[str]
 
     def apply(self, query: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
         """The query for this page and one row more, which tells whether there is a next page."""
@@ -58,7 +58,8 @@ class Page:
         """
         if len(rows) <= self.size:
             return ""
-        return _encode([self.digest, *values])
+        plain = orjson.loads(orjson.dumps(values))
+        return _encode([_digest(self.asked, plain), *plain])
 
 
 def page(size: int, token: str, *asked: str) -> Page:
@@ -68,13 +69,12 @@ def page(size: int, token: str, *asked: str) -> Page:
         PageTokenInvalid: the token is not of this list.
     """
     size = min(size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-    digest = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
     if not token:
-        return Page(size, None, digest)
+        return Page(size, None, asked)
     found, *after = _decode(token)
-    if found != digest:
+    if found != _digest(asked, after):
         raise PageTokenInvalid("the page_token belongs to another list, filter or order")
-    return Page(size, after, digest)
+    return Page(size, after, asked)
 
 
 def _beyond(keys: Sequence[SortKey], after: Sequence[Any]) -> ColumnElement[bool]:
@@ -105,6 +105,10 @@ def _restored(raw: Any, column: ColumnElement[Any]) -> Any:
         return kind(raw)
     except (TypeError, ValueError, KeyError):
         raise PageTokenInvalid("the page_token is damaged") from None
+
+
+def _digest(asked: Sequence[str], values: Sequence[Any]) -> str:
+    return hashlib.sha256(orjson.dumps([asked, values])).hexdigest()[:16]
 
 
 def _encode(values: Sequence[Any]) -> str:
