@@ -43,7 +43,7 @@ from federation_server.rpc.session import SessionServicer
 from federation_server.rpc.stream import StreamParts
 from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
-from federation_server.store import migrate, partitions
+from federation_server.store import partitions, schema_version
 from federation_server.store.database import Database
 from federation_server.store.ingest_commands import ChangedCommand
 
@@ -164,7 +164,7 @@ class App:
         return server
 
     async def _check_schema(self) -> None:
-        await migrate.check(self.database)
+        await schema_version.check(self.database)
         async with await self.database.connect("start") as connection:
             await partitions.ensure_ahead(connection)
 

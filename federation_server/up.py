@@ -22,7 +22,7 @@ import structlog
 from federation_server import banner
 from federation_server.app import App, StartError, stop_signal
 from federation_server.settings import Settings
-from federation_server.store import access, enrollment
+from federation_server.store import access, enrollment, schema_version
 from federation_server.store import migrate as schema
 from federation_server.store.database import Database, DatabaseUrlError
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -32,7 +32,7 @@ from federation_server.store.enrollment import NewEnrollmentToken
 
 log = structlog.get_logger(__name__)
 
-MENDABLE = (StartError, schema.SchemaMismatch, DatabaseUrlError, EmbeddedPostgresError)
+MENDABLE = (StartError, schema_version.SchemaMismatch, DatabaseUrlError, EmbeddedPostgresError)
 """What keeps a server from starting and a person can mend: the message says how."""
 
 DEMO_NEURON = "demo-neuron"
@@ -48,7 +48,8 @@ async def up(settings: Settings, *, demo: bool) -> None:
         await _until(stop, database.wait_until_ready())
         if stop.is_set():
             return
-        await asyncio.to_thread(schema.upgrade, url)
+        if await schema_version.read(database) != schema_version.HEAD:
+            await asyncio.to_thread(schema.upgrade, url)
         key = await _seed_admin_key(settings, database)
         async with App(settings, database).running() as port:
             settings = settings.model_copy(update={"port": port})
@@ -78,7 +79,7 @@ async def serve(settings: Settings) -> None:
         await _until(stop, database.wait_until_ready())
         if stop.is_set():
             return
-        await schema.check(database)
+        await schema_version.check(database)
         key = await _seed_admin_key(settings, database)
         if key is not None:
             banner.show_admin_key(settings, key)

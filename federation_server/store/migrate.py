@@ -1,28 +1,25 @@
-"""Brings the schema up to date, and says whether it is.
+"""Brings the schema up to date. The steps are Alembic's, in `migrations/versions`.
 
-`upgrade` is what `federation migrate` and `federation up` run, `check` is what a server asks
-before it serves. The steps themselves are Alembic's, in `migrations/versions`.
+`federation migrate` and `federation up` run it, where `schema_version.py` says that it has to be.
+Alembic is imported when it is used: 11 MB that a server with an up-to-date schema does not hold.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine, func, select
 
 from federation_server.store import migrations
-from federation_server.store.database import CONNECT_TIMEOUT_S, Database, parse_url
+from federation_server.store.database import CONNECT_TIMEOUT_S, parse_url
+from federation_server.store.schema_version import refuse_newer
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 LOCK = 0x6665_6465_7261_7465
 """The advisory lock that one upgrade holds at a time: "federate" in ASCII."""
-
-
-class SchemaMismatch(RuntimeError):
-    """The schema is not the one that this server was written for; the message says what to do."""
 
 
 def upgrade(url: str) -> None:
@@ -36,6 +33,8 @@ def upgrade(url: str) -> None:
         SchemaMismatch: the schema is newer than this server.
         sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
     """
+    from alembic import command  # noqa: PLC0415 - see the module's docstring
+
     config = _config()
     engine = create_engine(
         parse_url(url),
@@ -47,44 +46,22 @@ def upgrade(url: str) -> None:
     )
     with engine.begin() as connection:
         connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
-        _refuse_newer(ScriptDirectory.from_config(config), current_revision(connection))
+        refuse_newer(current_revision(connection))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 def current_revision(connection: Connection) -> str | None:
     """The schema's revision; None for a database without one."""
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415 - as above
+
     return MigrationContext.configure(connection).get_current_revision()
-
-
-async def check(database: Database) -> None:
-    """Returns if the schema is the one that this server was written for.
-
-    Raises:
-        SchemaMismatch: it is not.
-        sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
-    """
-    scripts = ScriptDirectory.from_config(_config())
-    async with database.begin() as connection:
-        revision = await connection.run_sync(current_revision)
-    needed = scripts.get_current_head()
-    if revision == needed:
-        return
-    _refuse_newer(scripts, revision)
-    found = "there is no schema yet" if revision is None else f"the schema is at {revision}"
-    raise SchemaMismatch(f"{found}, this server needs {needed}: run `federation migrate`")
-
-
-def _refuse_newer(scripts: ScriptDirectory, revision: str | None) -> None:
-    known = {script.revision for script in scripts.walk_revisions()}
-    if revision is not None and revision not in known:
-        raise SchemaMismatch(
-            f"the schema is at {revision}, newer than this server: upgrade the server"
-        )
 
 
 def _config() -> Config:
     """Alembic's settings, without a file of its own."""
+    from alembic.config import Config  # noqa: PLC0415 - as above
+
     folder = Path(migrations.__file__).parent
     config = Config()
     # The value is a template, in which a % of the path must be doubled.

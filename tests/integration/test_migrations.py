@@ -18,7 +18,7 @@ from federation_server.domain.access import Role
 from federation_server.domain.analytics import MetricKind, Severity
 from federation_server.domain.command import CommandState
 from federation_server.domain.neuron import Activity, DependencyState, Lifecycle, Presence
-from federation_server.store import migrate, schema
+from federation_server.store import migrate, schema, schema_version
 from federation_server.store.database import Database, DatabaseUrlError
 
 TABLES = sorted(schema.metadata.tables)
@@ -59,8 +59,8 @@ def set_revision(engine: Engine, revision: str) -> None:
 async def complaint(url: str) -> str:
     database = Database(url)
     try:
-        with pytest.raises(migrate.SchemaMismatch) as caught:
-            await migrate.check(database)
+        with pytest.raises(schema_version.SchemaMismatch) as caught:
+            await schema_version.check(database)
     finally:
         await database.close()
     return str(caught.value)
@@ -181,7 +181,7 @@ async def test_servers_that_upgrade_at_once_all_succeed(
 
 async def test_a_schema_that_fits_is_not_complained_about(database_url: str) -> None:
     database = Database(database_url)
-    await migrate.check(database)
+    await schema_version.check(database)
     await database.close()
 
 
@@ -214,7 +214,7 @@ async def test_an_empty_database_is_told_to_migrate(empty_database_url: str) -> 
 async def test_an_older_schema_is_told_to_migrate(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alembic.script.ScriptDirectory.get_current_head", lambda _: "0002")
+    monkeypatch.setattr(schema_version, "HEAD", "0002")
     assert await complaint(database_url) == (
         "the schema is at 0001, this server needs 0002: run `federation migrate`"
     )
@@ -226,7 +226,7 @@ async def test_a_newer_schema_is_not_touched_and_asks_for_a_newer_server(
     set_revision(migrated, "0999")
     message = "the schema is at 0999, newer than this server: upgrade the server"
     assert await complaint(database_url) == message
-    with pytest.raises(migrate.SchemaMismatch) as caught:
+    with pytest.raises(schema_version.SchemaMismatch) as caught:
         migrate.upgrade(database_url)
     assert str(caught.value) == message
 
@@ -234,3 +234,10 @@ async def test_a_newer_schema_is_not_touched_and_asks_for_a_newer_server(
 def test_a_url_of_another_database_is_refused_with_a_remedy() -> None:
     with pytest.raises(DatabaseUrlError, match="use postgresql://"):
         migrate.upgrade("mysql://localhost/federation")
+
+
+def test_the_schema_that_a_server_needs_is_alembics_head() -> None:
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(migrate._config()).get_current_head()
+    assert head == schema_version.HEAD
