@@ -7,7 +7,7 @@ the order of the answer, a few at a time, and reading ends where the answer is f
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
@@ -95,17 +95,20 @@ async def _collect(buckets: _Buckets) -> tuple[list[MetricSeries], bool]:
     """Puts buckets, which come series by series, into whole series; says whether one is missing."""
     found: dict[_SeriesKey, list[MetricBucket]] = {}
     room = MAX_BUCKETS
-    full = False
     async with aclosing(buckets):
         async for key, bucket in buckets:
-            full = room == 0 or (key not in found and len(found) == MAX_SERIES)
-            if full:
-                if room == 0:
-                    found.pop(key, None)  # it would end in its midst
+            if not room:
+                found.pop(key, None)  # it would end in its midst
                 break
             found.setdefault(key, []).append(bucket)
             room -= 1
-    return [MetricSeries(*key, buckets) for key, buckets in found.items()], full
+        else:
+            return _series(found), False
+    return _series(found), True
+
+
+def _series(found: Mapping[_SeriesKey, list[MetricBucket]]) -> list[MetricSeries]:
+    return [MetricSeries(*key, buckets) for key, buckets in found.items()]
 
 
 async def _numbers(connection: AsyncConnection, asked: MetricsQuery) -> _Buckets:

@@ -144,11 +144,14 @@ async def test_a_field_that_is_not_masked_stays_whatever_the_description_says(
     fleet: Fleet, database: Database
 ) -> None:
     await put(database, "n1")
-    shown = await change(
-        fleet, "n1", ["name"], name="Ours", type="ANY THING", base_url="not a url", version="9"
+    description = neuron_pb2.NeuronDescription(name="Ours", type="ANY THING", base_url="not a url")
+    description.alert_thresholds.heartbeat_timeout.seconds = 10**18
+    request = pb.UpdateNeuronRequest(
+        neuron_id="n1", description=description, update_mask=FieldMask(paths=["name"])
     )
-    description = shown.description
-    assert (description.name, description.type, description.base_url) == ("Ours", "worker", "")
+    shown = (await fleet.UpdateNeuron(request)).neuron.description
+    assert (shown.name, shown.type, shown.base_url) == ("Ours", "worker", "")
+    assert shown.alert_thresholds.heartbeat_timeout == Duration(seconds=120)
 
 
 async def test_a_heartbeat_timeout_that_an_admin_sets_is_the_one_that_counts(

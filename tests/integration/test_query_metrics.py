@@ -179,7 +179,7 @@ async def test_histograms_with_other_bounds_are_merged_into_those_of_the_fullest
     analytics: Analytics, database: Database, noon: datetime
 ) -> None:
     few = Histogram([40], [2, 0], 40.0, 0, 40)
-    many = Histogram([10, 20, 30], [10, 10, 10, 10], 800.0, 0, 40)
+    many = Histogram([10, 20, 30], [30, 5, 3, 2], 800.0, 0, 40)
     for neuron_id, histogram in (("a", few), ("b", many), ("c", few)):
         await put(database, neuron_id)
         await report(database, neuron_id, "ms", HISTOGRAM, {noon: histogram})
@@ -192,7 +192,13 @@ async def test_histograms_with_other_bounds_are_merged_into_those_of_the_fullest
 async def test_a_least_value_that_one_neuron_does_not_know_is_absent(
     analytics: Analytics, database: Database, noon: datetime
 ) -> None:
-    for neuron_id, least, counts in (("a", 1.0, [1, 0]), ("b", None, [1, 0]), ("c", 2.0, [0, 0])):
+    nothing = [0, 0]
+    for neuron_id, least, counts in (
+        ("a", 1.0, [1, 0]),
+        ("b", None, [1, 0]),
+        ("c", None, nothing),
+        ("d", 0.5, nothing),
+    ):
         await put(database, neuron_id)
         histogram = Histogram([10], counts, 5.0, least, 9.0)
         await report(database, neuron_id, "ms", HISTOGRAM, {noon: histogram})
@@ -345,6 +351,17 @@ async def test_a_name_with_two_kinds_gives_a_series_for_each(
         pb.METRIC_KIND_GAUGE,
         pb.METRIC_KIND_HISTOGRAM,
     ]
+
+
+async def test_series_are_in_the_order_of_their_groups_whatever_their_kinds(
+    analytics: Analytics, database: Database, noon: datetime
+) -> None:
+    for neuron_id in ("a", "b"):
+        await put(database, neuron_id)
+    await report(database, "a", "rows", HISTOGRAM, {noon: Histogram([1], [1, 0], 1.0)})
+    await report(database, "b", "rows", GAUGE, {noon: 1.0})
+    response = await ask(analytics, "rows", noon, group_by=["neuron_id"])
+    assert groups(response) == [{"neuron_id": "a"}, {"neuron_id": "b"}]
 
 
 async def test_a_series_has_the_unit_that_was_reported_last(

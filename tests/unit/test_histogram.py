@@ -52,6 +52,11 @@ def test_the_outer_buckets_begin_at_zero_and_end_at_the_last_bound_if_nothing_is
     assert histogram.quantile(0.99) == 20
 
 
+def test_no_percentile_lies_beyond_the_least_and_the_greatest_observation() -> None:
+    histogram = Histogram([10, 20], [0, 4, 0], sum=66, min=15, max=18)
+    assert histogram.quantile(0.5) == 16.5
+
+
 def test_no_observation_has_no_percentile() -> None:
     assert Histogram([10], [0, 0], sum=0).quantile(0.5) is None
 
