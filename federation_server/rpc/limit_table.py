@@ -180,7 +180,8 @@ _NEURON: Mapping[type[Message], Fields] = {
             "labels": LABELS,
             "metadata": DETAILS,
             "max_concurrent_commands": Integer(0, 1000),
-        }
+        },
+        max_bytes=512 * KIB,
     ),
     neuron_pb2.ApiEndpoint: Fields(
         {
