@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -85,7 +86,7 @@ def _from_value(value: Value) -> Json:
 
 
 def to_struct(value: JsonObject | None) -> Struct | None:
-    """A JSON object as a Struct; None stays None. Integers beyond 2^53 become strings."""
+    """A JSON object as a Struct; None stays None. Integers that no double holds become strings."""
     if value is None:
         return None
     return Struct(fields={key: _to_value(item) for key, item in value.items()})
@@ -97,7 +98,7 @@ def _to_value(value: Json) -> Value:
             return Value(null_value=0)  # type: ignore[arg-type]  # the stub wants the enum's type
         case bool():
             return Value(bool_value=value)
-        case int() if abs(value) > _MAX_SAFE_INTEGER:
+        case int() if abs(value) > _MAX_SAFE_INTEGER and not _is_double(value):
             return Value(string_value=str(value))
         case float() if not math.isfinite(value):
             return Value(string_value=str(value))
@@ -109,3 +110,8 @@ def _to_value(value: Json) -> Value:
             return Value(struct_value=to_struct(value))
         case _:
             return Value(list_value=ListValue(values=[_to_value(item) for item in value]))
+
+
+def _is_double(value: int) -> bool:
+    """Whether a large integer is what JSON makes of some double: 1e18 is stored as its digits."""
+    return Decimal(repr(float(value))) == value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from federation.v1 import analytics_service_pb2, heartbeat_pb2, neuron_pb2, report_pb2
 from federation_server.domain.analytics import MetricKind, Severity
@@ -327,6 +328,13 @@ def test_an_integer_that_a_double_cannot_hold_travels_as_a_string() -> None:
     struct = to_struct({"n": 2**53 + 1})
     assert struct is not None
     assert struct.fields["n"].string_value == str(2**53 + 1)
+
+
+@pytest.mark.parametrize("number", [1e18, -1e18, 2.0**60, 1e19, 1e300, 2.0**53, 0.1])
+def test_a_large_number_comes_back_from_the_store_as_a_number(number: float) -> None:
+    said = Struct(fields={"n": Value(number_value=number)})
+    digits = format(Decimal(orjson.dumps(from_struct(said)["n"]).decode()), "f")  # as jsonb has it
+    assert to_struct({"n": orjson.loads(digits)}) == said
 
 
 @pytest.mark.parametrize(
