@@ -22,7 +22,7 @@ from federation.v1.access_service_pb2_grpc import AccessServiceStub
 from federation.v1.analytics_service_pb2_grpc import AnalyticsServiceStub
 from federation.v1.command_service_pb2_grpc import CommandServiceStub
 from federation.v1.fleet_service_pb2_grpc import FleetServiceStub
-from federation_server.console.leaf import EXIT_USAGE, Failure
+from federation_server.console.failure import EXIT_USAGE, Failure
 from federation_server.console.problem import CallFailure, failure, no_answer
 from federation_server.settings import default_data_dir
 

@@ -12,7 +12,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from federation.v1 import command_service_pb2 as pb
 from federation_server.console import command_view, execution, values
-from federation_server.console.leaf import Failure, Session, leaf, noun
+from federation_server.console.failure import Failure
+from federation_server.console.leaf import Session, leaf, noun
 from federation_server.console.problem import CallFailure
 from federation_server.console.wire import duration, timestamp
 

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from federation.v1 import command_service_pb2 as pb
 from federation.v1.command_pb2 import Command, CommandState
 from federation_server.console import command_view
-from federation_server.console.leaf import EXIT_INTERRUPTED, Session
+from federation_server.console.failure import EXIT_INTERRUPTED
+from federation_server.console.leaf import Session
 from federation_server.console.problem import CallFailure
 from federation_server.console.render import Output, to_dict
 from federation_server.console.wording import clean, clock, joined, span

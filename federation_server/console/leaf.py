@@ -18,27 +18,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ty
 import typer
 from typer.core import TyperGroup
 
+from federation_server.console.failure import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_PIPE,
+    EXIT_USAGE,
+    Failure,
+)
+
 if TYPE_CHECKING:
     from federation_server.console.client import Federation
     from federation_server.console.render import Output
 
 P = ParamSpec("P")
-
-EXIT_FAILED = 1
-"""The federation refused, or what was ordered did not succeed."""
-EXIT_USAGE = 2
-"""The command was written wrongly, or there is no key to call with; nothing was asked."""
-EXIT_UNAVAILABLE = 3
-"""The federation did not answer; the same command may work later."""
-EXIT_INTERRUPTED = 130
-"""Ctrl-C."""
-EXIT_PIPE = 141
-"""Whoever read our output went away."""
-
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 refused, or it did not succeed; 2 wrong usage or no key;"
-    " 3 no answer; 130 Ctrl-C."
-)
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 10.0
@@ -83,15 +75,6 @@ _SHARED: dict[str, tuple[Any, Any]] = {
     "timeout": (Timeout, DEFAULT_TIMEOUT_S),
 }
 """The options of every command: each with its type and its default."""
-
-
-class Failure(Exception):
-    """A command cannot go on: lines for people, the first of them the whole story, and a code."""
-
-    def __init__(self, *lines: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(*lines)
-        self.lines = lines
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from federation_server.console.leaf import EXIT_FAILED, EXIT_UNAVAILABLE, Failure
+from federation_server.console.failure import EXIT_FAILED, EXIT_UNAVAILABLE, Failure
 from federation_server.console.wording import span
 
 _LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}

@@ -9,7 +9,8 @@ import typer
 
 from federation.v1 import access_service_pb2 as pb
 from federation_server.console import values
-from federation_server.console.leaf import Failure, Session, leaf, noun
+from federation_server.console.failure import Failure
+from federation_server.console.leaf import Session, leaf, noun
 from federation_server.console.render import Column
 from federation_server.console.wire import duration
 from federation_server.console.wording import both, moment, pairs, relative

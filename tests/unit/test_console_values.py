@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from federation.v1.neuron_pb2 import Presence
 from federation_server.console import values, wording
 from federation_server.console.client import Address, find_key
-from federation_server.console.leaf import EXIT_USAGE, Failure
+from federation_server.console.failure import EXIT_USAGE, Failure
 
 
 @pytest.mark.parametrize(
