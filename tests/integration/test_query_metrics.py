@@ -1,31 +1,27 @@
-"""AnalyticsService over real gRPC and PostgreSQL: metrics over time, and their names."""
+"""AnalyticsService over real gRPC and PostgreSQL: metrics over time."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import func, insert, text
+from sqlalchemy import text
 
 from federation.v1 import analytics_service_pb2 as pb
-from federation.v1 import analytics_service_pb2_grpc as pb_grpc
 from federation_server.domain.analytics import Histogram, MetricKind
 from federation_server.domain.neuron import Presence
-from federation_server.rpc.analytics import AnalyticsServicer
 from federation_server.rpc.convert import from_timestamp, to_timestamp
 from federation_server.store import metrics, partitions
 from federation_server.store.database import Database, current_time
-from federation_server.store.schema import metric_points, metric_series
 from tests.support.fleet import put
-from tests.support.servers import refusal, serving
-
-Analytics: TypeAlias = "pb_grpc.AnalyticsServiceAsyncStub"
+from tests.support.metrics import Analytics, report, serving_analytics
+from tests.support.servers import refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MINUTE = timedelta(minutes=1)
@@ -41,11 +37,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def analytics(database: Database) -> AsyncIterator[Analytics]:
-    servicer = AnalyticsServicer(database)
-    async with serving(
-        lambda server: pb_grpc.add_AnalyticsServiceServicer_to_server(servicer, server)
-    ) as channel:
-        yield pb_grpc.AnalyticsServiceStub(channel)
+    async with serving_analytics(database) as analytics:
+        yield analytics
 
 
 @pytest_asyncio.fixture
@@ -56,41 +49,6 @@ async def noon(database: Database) -> datetime:
     async with database.begin() as connection:
         now = await current_time(connection)
     return datetime(now.year, now.month, now.day, 12, tzinfo=UTC) - timedelta(days=1)
-
-
-async def report(
-    database: Database,
-    neuron_id: str,
-    name: str,
-    kind: MetricKind,
-    points: Mapping[datetime, float | Histogram],
-    *,
-    labels: Mapping[str, str] | None = None,
-    unit: str = "",
-    last_report_time: datetime | None = None,
-) -> None:
-    """A series of a neuron with those points."""
-    async with database.begin() as connection:
-        series = insert(metric_series).values(
-            neuron_id=neuron_id,
-            name=name,
-            kind=kind,
-            labels=dict(labels or {}),
-            unit=unit,
-            last_report_time=last_report_time or func.now(),
-        )
-        made = await connection.execute(series.returning(metric_series.c.series_id))
-        series_id = made.scalar_one()
-        for time, value in points.items():
-            row = {"series_id": series_id, "point_time": time, **_columns(value)}
-            await connection.execute(insert(metric_points).values(row))
-
-
-def _columns(value: float | Histogram) -> dict[str, Any]:
-    if not isinstance(value, Histogram):
-        return {"value": value}
-    names = ("count", "sum", "min", "max", "bounds", "bucket_counts")
-    return {name: getattr(value, name) for name in names}
 
 
 def stamp(time: datetime) -> Timestamp:
@@ -479,58 +437,3 @@ async def test_a_query_that_takes_too_long_ends_with_a_word_on_what_to_do(
     assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE")
     assert "begin later" in violations["start_time"]
     assert list((await ask(analytics, "rows", noon)).series) == []
-
-
-# --- ListMetricNames ---
-
-
-async def names(analytics: Analytics, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Name, kind and unit of the metrics in a list that is read in pages of two."""
-    found: list[tuple[str, str, str]] = []
-    token = ""
-    while True:
-        page = await analytics.ListMetricNames(
-            pb.ListMetricNamesRequest(prefix=prefix, page_size=2, page_token=token)
-        )
-        found += [
-            (metric.name, pb.MetricKind.Name(metric.kind).removeprefix("METRIC_KIND_"), metric.unit)
-            for metric in page.metrics
-        ]
-        token = page.next_page_token
-        if not token:
-            return found
-
-
-async def test_metric_names_are_listed_once_for_each_kind_in_order(
-    analytics: Analytics, database: Database, noon: datetime
-) -> None:
-    for neuron_id in ("a", "b"):
-        await put(database, neuron_id)
-        for name in ("rows", "depth", "errors"):
-            await report(database, neuron_id, name, GAUGE, {}, unit=neuron_id)
-        await report(database, neuron_id, "rows", COUNTER, {}, unit="rows")
-    assert await names(analytics) == [
-        ("depth", "GAUGE", "b"),
-        ("errors", "GAUGE", "b"),
-        ("rows", "COUNTER", "rows"),
-        ("rows", "GAUGE", "b"),
-    ]
-
-
-async def test_a_prefix_is_taken_as_it_is_written(analytics: Analytics, database: Database) -> None:
-    await put(database, "n1")
-    for name in ("rows_in", "rowsXin", "rows_out", "other"):
-        await report(database, "n1", name, COUNTER, {})
-    assert [name for name, _, _ in await names(analytics, "rows_")] == ["rows_in", "rows_out"]
-    assert await names(analytics, "%") == []
-
-
-async def test_a_metric_says_when_it_was_last_reported(
-    analytics: Analytics, database: Database, noon: datetime
-) -> None:
-    for neuron_id, hours in (("a", 1), ("b", 3), ("c", 2)):
-        await put(database, neuron_id)
-        time = noon + timedelta(hours=hours)
-        await report(database, neuron_id, "rows", COUNTER, {}, last_report_time=time)
-    page = await analytics.ListMetricNames(pb.ListMetricNamesRequest())
-    assert from_timestamp(page.metrics[0].last_report_time) == noon + timedelta(hours=3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import TypeAlias
 
 import grpc
 import pytest
@@ -12,17 +11,14 @@ import pytest_asyncio
 from sqlalchemy import insert
 
 from federation.v1 import analytics_service_pb2 as pb
-from federation.v1 import analytics_service_pb2_grpc as pb_grpc
 from federation.v1 import report_pb2
 from federation_server.domain.analytics import Severity
-from federation_server.rpc.analytics import AnalyticsServicer
 from federation_server.rpc.convert import from_struct, from_timestamp
 from federation_server.store.database import Database, current_time
 from federation_server.store.schema import reported_events
 from tests.support.fleet import migrated
-from tests.support.servers import refusal, serving
-
-Analytics: TypeAlias = "pb_grpc.AnalyticsServiceAsyncStub"
+from tests.support.metrics import Analytics, serving_analytics
+from tests.support.servers import refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -35,11 +31,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def analytics(database: Database) -> AsyncIterator[Analytics]:
-    servicer = AnalyticsServicer(database)
-    async with serving(
-        lambda server: pb_grpc.add_AnalyticsServiceServicer_to_server(servicer, server)
-    ) as channel:
-        yield pb_grpc.AnalyticsServiceStub(channel)
+    async with serving_analytics(database) as analytics:
+        yield analytics
 
 
 @pytest_asyncio.fixture
