@@ -12,60 +12,21 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
 import grpc.aio
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
 
-from federation.v1 import command_pb2, errors_pb2, heartbeat_pb2, neuron_pb2, report_pb2
+from federation.v1 import errors_pb2, heartbeat_pb2, neuron_pb2, report_pb2
 from federation.v1 import session_service_pb2 as pb
-from federation.v1.session_service_pb2_grpc import (
-    SessionServiceServicer,
-    add_SessionServiceServicer_to_server,
-)
-from neuron_sdk.convert import from_duration, from_struct, to_duration, to_struct, to_timestamp
-from neuron_sdk.outcome import CommandFault, CommandOutcome, FinalState
-from neuron_sdk.payload import JsonObject
+from federation.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
+from neuron_sdk.convert import to_duration, to_struct, to_timestamp
+from neuron_sdk.fake_server import Refused, Servicer, Stream, to_outcome
+from neuron_sdk.outcome import CommandOutcome
 
-Context = Any  # grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
-
-_STATUS = {
-    "CREDENTIAL_MISSING": grpc.StatusCode.UNAUTHENTICATED,
-    "CREDENTIAL_INVALID": grpc.StatusCode.UNAUTHENTICATED,
-    "CREDENTIAL_EXPIRED": grpc.StatusCode.UNAUTHENTICATED,
-    "ENROLLMENT_REFUSED": grpc.StatusCode.PERMISSION_DENIED,
-    "NEURON_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
-    "NEURON_DEACTIVATED": grpc.StatusCode.FAILED_PRECONDITION,
-    "PROTOCOL_VIOLATION": grpc.StatusCode.FAILED_PRECONDITION,
-    "SESSION_SUPERSEDED": grpc.StatusCode.ABORTED,
-    "SERVER_DRAINING": grpc.StatusCode.UNAVAILABLE,
-    "DATABASE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
-    "INVALID_FIELD": grpc.StatusCode.INVALID_ARGUMENT,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused(Exception):
-    reason: str
-    message: str = ""
-    retry_after: float = 0.0
-
-
-@dataclass(eq=False, slots=True)
-class _Stream:
-    """One open stream."""
-
-    neuron_id: str
-    down: asyncio.Queue[pb.FederationMessage | _Refused | None] = field(
-        default_factory=asyncio.Queue
-    )
 
 
 @dataclass(slots=True)
@@ -117,6 +78,10 @@ class FakeFederation:
         """An ErrorReason's name and the seconds of RetryInfo, for every Register."""
         self.refuse_connect: tuple[str, float] | None = None
         """As above, for every Connect."""
+        self.lose = False
+        """True: durable messages are read and forgotten, as by a server that dies with them."""
+        self.refused: list[str] = []
+        """The reason of every call that was refused so far."""
         self.refuse_message: Callable[[pb.NeuronMessage], str] = lambda _: ""
         """Answers why a message is refused; "" takes it."""
         self._settings = pb.SessionSettings()
@@ -124,14 +89,14 @@ class FakeFederation:
         self._enrollment_tokens = enrollment_tokens
         self._token_life = token_life
         self._port = port
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         self._tokens: dict[str, str] = {}
         self._commands: dict[str, tuple[str, pb.CommandDelivery]] = {}
         self._epochs: defaultdict[str, itertools.count[int]] = defaultdict(
             lambda: itertools.count(1)
         )
         self._changed = threading.Condition()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
 
     # ---- its life
@@ -296,7 +261,7 @@ class FakeFederation:
 
         async def end() -> None:
             for stream in self._streams.values():
-                stream.down.put_nowait(_Refused(reason))
+                stream.down.put_nowait(Refused(reason))
 
         self._on_loop(end())
 
@@ -319,7 +284,7 @@ class FakeFederation:
         self._end = asyncio.Event()
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         # It answers UNIMPLEMENTED to what the SDK does not call.
-        servicer = _Servicer(self)  # type: ignore[abstract]
+        servicer = Servicer(self)  # type: ignore[abstract]
         add_SessionServiceServicer_to_server(servicer, server)
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         await server.start()
@@ -339,7 +304,7 @@ class FakeFederation:
     def _outcome(self, command_id: str) -> CommandOutcome | None:
         for update in self.updates_of(command_id):
             if update.HasField("finished"):
-                return _to_outcome(update.finished)
+                return to_outcome(update.finished)
         return None
 
     def _set_intervals(self, heartbeat: float | None, analytics: float | None) -> None:
@@ -348,21 +313,27 @@ class FakeFederation:
         if analytics is not None:
             self._settings.analytics_interval.CopyFrom(to_duration(analytics))
 
+    def _refuse_if_wanted(self, wanted: tuple[str, float] | None) -> None:
+        if wanted is not None:
+            with self._changed:
+                self.refused.append(wanted[0])
+                self._changed.notify_all()
+            raise Refused(wanted[0], "as the test wants", wanted[1])
+
     def register(self, request: pb.RegisterRequest, bearer: str) -> pb.RegisterResponse:
         """Register, on the server's loop."""
-        if self.refuse_register is not None:
-            raise _Refused(self.refuse_register[0], "as the test wants", self.refuse_register[1])
+        self._refuse_if_wanted(self.refuse_register)
         neuron_id = request.description.neuron_id
         if bearer:
             if self._tokens.get(bearer) != neuron_id:
-                raise _Refused("CREDENTIAL_INVALID", "unknown token")
+                raise Refused("CREDENTIAL_INVALID", "unknown token")
         elif self._enrollment_tokens is not None:
             if not request.enrollment_token:
-                raise _Refused("CREDENTIAL_MISSING", "neither token")
+                raise Refused("CREDENTIAL_MISSING", "neither token")
             if request.enrollment_token not in self._enrollment_tokens:
-                raise _Refused("ENROLLMENT_REFUSED", "unknown enrollment token")
+                raise Refused("ENROLLMENT_REFUSED", "unknown enrollment token")
             if neuron_id in self.neurons:
-                raise _Refused("NEURON_EXISTS", f"{neuron_id} is taken")
+                raise Refused("NEURON_EXISTS", f"{neuron_id} is taken")
         with self._changed:
             created = neuron_id not in self.neurons
             neuron = self.neurons.setdefault(neuron_id, FakeNeuron(request.description))
@@ -390,18 +361,17 @@ class FakeFederation:
     def owner(self, bearer: str) -> str:
         """Whose token it is."""
         if bearer not in self._tokens:
-            raise _Refused("CREDENTIAL_INVALID", "unknown token")
+            raise Refused("CREDENTIAL_INVALID", "unknown token")
         return self._tokens[bearer]
 
-    def open_stream(self, neuron_id: str, hello: pb.Hello) -> tuple[_Stream, pb.Welcome]:
+    def open_stream(self, neuron_id: str, hello: pb.Hello) -> tuple[Stream, pb.Welcome]:
         """Begin a session."""
-        if self.refuse_connect is not None:
-            raise _Refused(self.refuse_connect[0], "as the test wants", self.refuse_connect[1])
+        self._refuse_if_wanted(self.refuse_connect)
         neuron = self.neurons[neuron_id]
         older = self._streams.get(neuron_id)
         if older is not None:
-            older.down.put_nowait(_Refused("SESSION_SUPERSEDED"))
-        stream = _Stream(neuron_id)
+            older.down.put_nowait(Refused("SESSION_SUPERSEDED"))
+        stream = Stream(neuron_id)
         running = {(run.command_id, run.attempt) for run in hello.running_commands}
         for command_id, (owner, delivery) in self._commands.items():
             known = (command_id, delivery.attempt) in running
@@ -420,14 +390,14 @@ class FakeFederation:
             server_version="fake",
         )
 
-    def close_stream(self, stream: _Stream) -> None:
+    def close_stream(self, stream: Stream) -> None:
         """A session has ended."""
         with self._changed:
             if self._streams.get(stream.neuron_id) is stream:
                 del self._streams[stream.neuron_id]
             self._changed.notify_all()
 
-    def take(self, stream: _Stream, message: pb.NeuronMessage, spool_id: str) -> None:
+    def take(self, stream: Stream, message: pb.NeuronMessage, spool_id: str) -> None:
         """Take one message of a session."""
         neuron = self.neurons[stream.neuron_id]
         kind = message.WhichOneof("message") or ""
@@ -435,6 +405,8 @@ class FakeFederation:
         with self._changed:
             if message.sequence:
                 neuron.received.append((message.sequence, kind))
+                if self.lose:
+                    return
                 replayed = message.sequence <= neuron.last_sequence.get(spool_id, 0)
                 neuron.last_sequence[spool_id] = max(
                     message.sequence, neuron.last_sequence.get(spool_id, 0)
@@ -456,56 +428,6 @@ class FakeFederation:
             stream.down.put_nowait(pb.FederationMessage(ack_sequence=message.sequence))
 
 
-class _Servicer(SessionServiceServicer):
-    def __init__(self, federation: FakeFederation) -> None:
-        self._federation = federation
-
-    async def Register(  # noqa: N802 - gRPC's name
-        self, request: pb.RegisterRequest, context: Context
-    ) -> pb.RegisterResponse:
-        try:
-            return self._federation.register(request, _bearer(context))
-        except _Refused as refused:
-            raise await _abort(context, refused) from None
-
-    async def RefreshToken(  # noqa: N802 - gRPC's name
-        self, request: pb.RefreshTokenRequest, context: Context
-    ) -> pb.RefreshTokenResponse:
-        try:
-            owner = self._federation.owner(_bearer(context))
-        except _Refused as refused:
-            raise await _abort(context, refused) from None
-        return pb.RefreshTokenResponse(token=self._federation.make_token(owner))
-
-    async def Connect(  # noqa: N802 - gRPC's name
-        self, request_iterator: AsyncIterator[pb.NeuronMessage], context: Context
-    ) -> AsyncIterator[pb.FederationMessage]:
-        federation = self._federation
-        try:
-            owner = federation.owner(_bearer(context))
-            hello = (await anext(request_iterator)).hello
-            stream, welcome = federation.open_stream(owner, hello)
-        except _Refused as refused:
-            raise await _abort(context, refused) from None
-        yield pb.FederationMessage(welcome=welcome)
-        reader = asyncio.create_task(self._read(stream, request_iterator, hello.spool_id))
-        try:
-            while (message := await stream.down.get()) is not None:
-                if isinstance(message, _Refused):
-                    raise await _abort(context, message)
-                yield message
-        finally:
-            reader.cancel()
-            federation.close_stream(stream)
-
-    async def _read(
-        self, stream: _Stream, up: AsyncIterator[pb.NeuronMessage], spool_id: str
-    ) -> None:
-        async for message in up:
-            self._federation.take(stream, message, spool_id)
-        stream.down.put_nowait(None)
-
-
 def _keep(neuron: FakeNeuron, message: pb.NeuronMessage) -> None:
     match message.WhichOneof("message"):
         case "heartbeat":
@@ -517,51 +439,3 @@ def _keep(neuron: FakeNeuron, message: pb.NeuronMessage) -> None:
             neuron.updates.append(message.command_update)
         case "goodbye":
             neuron.goodbyes.append(message.goodbye.reason)
-
-
-def _to_outcome(finished: pb.CommandFinished) -> CommandOutcome:
-    name = command_pb2.CommandState.Name(finished.state).removeprefix("COMMAND_STATE_")
-    response: JsonObject | None = None
-    if finished.HasField("response"):
-        response = from_struct(finished.response)
-    error: CommandFault | None = None
-    if finished.HasField("error"):
-        said = finished.error
-        details = from_struct(said.details) if said.HasField("details") else None
-        error = CommandFault(said.code, said.message, details)
-    timed = finished.HasField("run_duration")
-    return CommandOutcome(
-        FinalState(name),
-        response,
-        error,
-        from_duration(finished.run_duration) if timed else None,
-        finished.log_tail,
-    )
-
-
-def _bearer(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
-            return str(value).removeprefix("Bearer ")
-    return ""
-
-
-async def _abort(context: Context, refused: _Refused) -> BaseException:
-    """End the call as the contract says; `raise await` tells readers that it does not return."""
-    code = _STATUS[refused.reason]
-    info = error_details_pb2.ErrorInfo(reason=refused.reason, domain="federation")
-    details = [_pack(info)]
-    if refused.retry_after:
-        delay = Duration()
-        delay.FromMilliseconds(int(refused.retry_after * 1000))
-        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    status = status_pb2.Status(code=code.value[0], message=refused.message, details=details)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    await context.abort(code, refused.message)
-    return AssertionError("abort raises")
-
-
-def _pack(detail: Any) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(detail)
-    return packed

@@ -59,7 +59,11 @@ def refuse_isolated() -> None:
 
 
 async def serve(
-    service: Service, *, owns_process: bool = False, opened: Callable[[Runtime], None] | None = None
+    service: Service,
+    *,
+    owns_process: bool = False,
+    opened: Callable[[Runtime], None] = lambda _: None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Runtime:
     """Run in this loop until the neuron is told to stop; returns when nothing of it runs.
 
@@ -67,6 +71,7 @@ async def serve(
         service: the neuron.
         owns_process: whether the process is the neuron and nothing else.
         opened: told of the runtime as soon as it exists.
+        ready: told when the service has started.
 
     Raises:
         ConfigError: a setting cannot be used.
@@ -74,8 +79,7 @@ async def serve(
         CancelledError: the caller was cancelled; the neuron has stopped in order.
     """
     runtime = service.open_runtime(asyncio.get_running_loop(), owns_process=owns_process)
-    if opened is not None:
-        opened(runtime)
+    opened(runtime)
     end_checks = asyncio.Event()
     checks = asyncio.create_task(service.checks.run(end_checks), name="dependency-checks")
     stopped = asyncio.create_task(runtime.commands_stopped.wait(), name="stopped")
@@ -83,6 +87,7 @@ async def serve(
     try:
         if await _start(service, stopped):
             runtime.ready()
+            ready()
             await asyncio.shield(stopped)
     except BaseException as error:  # noqa: BLE001 - raised again once all has ended
         failure = error
@@ -227,11 +232,12 @@ class Background:
         """
         refuse_isolated()
         self._runtime: Future[Runtime] = Future()
+        self._started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._work, args=(service,), name="neuron-work", daemon=True
         )
         self._thread.start()
-        self._runtime.result()
+        self._started.result()
 
     def stop(self, timeout_s: float) -> None:
         """Stop in order and wait for it. Raises TimeoutError if it takes longer."""
@@ -250,9 +256,18 @@ class Background:
 
     def _work(self, service: Service) -> None:
         try:
-            asyncio.run(serve(service, opened=self._runtime.set_result))
+            asyncio.run(
+                serve(
+                    service,
+                    opened=self._runtime.set_result,
+                    ready=lambda: self._started.set_result(None),
+                )
+            )
         except BaseException as error:  # noqa: BLE001 - logged, or told to who started it
-            if not self._runtime.done():
-                self._runtime.set_exception(error)
+            if not self._started.done():
+                self._started.set_exception(error)
             else:
                 _log.exception("the neuron ended", action="neuron.broken")
+        else:
+            if not self._started.done():
+                self._started.set_exception(LifecycleError("it was stopped before it had started"))

@@ -63,6 +63,11 @@ def plain_object(value: Mapping[str, Any], *, max_bytes: int, max_depth: int) ->
     return answer
 
 
+def encoded_size(value: JsonObject) -> int:
+    """The bytes of what was made plain, as a Struct; a few more at the most."""
+    return int(_walk(value, MAX_RESPONSE_DEPTH, "")[1])
+
+
 def as_response(value: Any) -> JsonObject:
     """What a handler returned, as a command's response: an object as it is, None as {}, anything
     else as {"result": …}. Raises as `plain`.

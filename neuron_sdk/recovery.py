@@ -13,40 +13,45 @@ session waits."""
 class Recovery:
     """What follows a failure."""
 
-    at_least_s: float = 0.0
+    slow: bool = False
+    """Whether only a person, or another process, can change it."""
     remedy: str = ""
     """What to do, for people; "" if it will pass by itself."""
     register_again: bool = False
 
+    @property
+    def at_least_s(self) -> float:
+        """Seconds to wait before the next try, at the least."""
+        return SLOW_S if self.slow else 0.0
+
+
+def _slow(remedy: str, *, register_again: bool = False) -> Recovery:
+    return Recovery(True, remedy, register_again)
+
 
 _BY_REASON = {
-    "NEURON_EXISTS": Recovery(
-        SLOW_S,
+    "NEURON_EXISTS": _slow(
         "this NEURON_ID is taken: set another NEURON_ID, or bring back this neuron's STATE_DIR "
         "with its token, or set an ENROLLMENT_TOKEN that allows re-enrollment",
         register_again=True,
     ),
-    "ENROLLMENT_REFUSED": Recovery(
-        SLOW_S,
+    "ENROLLMENT_REFUSED": _slow(
         "this ENROLLMENT_TOKEN does not enroll this neuron (unknown, expired, used up, or for "
         "another type, id or label): ask an admin for a new one",
         register_again=True,
     ),
-    "INVALID_FIELD": Recovery(
-        SLOW_S, "correct the fields named here where the Neuron is built", register_again=True
+    "INVALID_FIELD": _slow(
+        "correct the fields named here where the Neuron is built", register_again=True
     ),
-    "TOO_LARGE": Recovery(SLOW_S, "make what is named here smaller", register_again=True),
-    "CREDENTIAL_MISSING": Recovery(
-        SLOW_S, "set ENROLLMENT_TOKEN to a token that an admin has made", register_again=True
+    "TOO_LARGE": _slow("make what is named here smaller", register_again=True),
+    "CREDENTIAL_MISSING": _slow(
+        "set ENROLLMENT_TOKEN to a token that an admin has made", register_again=True
     ),
-    "NEURON_DEACTIVATED": Recovery(
-        SLOW_S, "an admin has deactivated this neuron and must activate it again"
-    ),
-    "SESSION_SUPERSEDED": Recovery(
-        SLOW_S,
+    "NEURON_DEACTIVATED": _slow("an admin has deactivated this neuron and must activate it again"),
+    "SESSION_SUPERSEDED": _slow(
         "another process runs with the same NEURON_ID: give each one its own",
     ),
-    "PROTOCOL_VIOLATION": Recovery(SLOW_S, "update the SDK: the server does not understand it"),
+    "PROTOCOL_VIOLATION": _slow("update the SDK: the server does not understand it"),
 }
 _CREDENTIAL = frozenset({"CREDENTIAL_INVALID", "CREDENTIAL_EXPIRED", "NEURON_NOT_FOUND"})
 
@@ -66,7 +71,7 @@ def recover(reason: str, code: str, *, enrollable: bool, registering: bool) -> R
         remedy = "the token in STATE_DIR is not taken any more: set ENROLLMENT_TOKEN to a new one"
         if enrollable:
             remedy = "neither the token in STATE_DIR nor ENROLLMENT_TOKEN is taken: set a new one"
-        return Recovery(SLOW_S, remedy, register_again=True)
+        return _slow(remedy, register_again=True)
     if code == "UNIMPLEMENTED":
-        return Recovery(SLOW_S, "FEDERATION_URL leads to a gRPC server that is no federation")
+        return _slow("FEDERATION_URL leads to a gRPC server that is no federation")
     return _BY_REASON.get(reason, Recovery())

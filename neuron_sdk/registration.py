@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a name of the stubs' types only
     from federation.v1.session_service_pb2_grpc import SessionServiceAsyncStub
 
 RPC_TIMEOUT_S = 20.0
+MIN_REFRESH_S = 10.0
 _UNUSABLE = frozenset(
     {"CREDENTIAL_EXPIRED", "CREDENTIAL_INVALID", "NEURON_NOT_FOUND", "NOT_THIS_NEURON"}
 )
@@ -172,7 +173,9 @@ class Registration:
         # way from now to there: this needs no clock that agrees with the federation's.
         half_life = token.expire_time.seconds - token.refresh_time.seconds
         jitter = random.uniform(0.95, 1.0)  # noqa: S311 - not a secret
-        self._refresh_at = asyncio.get_running_loop().time() + max(half_life, 10) * jitter
+        self._refresh_at = (
+            asyncio.get_running_loop().time() + max(half_life, MIN_REFRESH_S) * jitter
+        )
         await offload(lambda: self._tokens.write(token.token))
 
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import msgspec
-
 from neuron_sdk.logs import get_logger
 from neuron_sdk.metrics import Metrics
 from neuron_sdk.payload import (
@@ -24,6 +22,7 @@ from neuron_sdk.payload import (
     NotJson,
     TooLarge,
     clean_text,
+    encoded_size,
     plain_object,
 )
 from neuron_sdk.points import HistogramValue, Point
@@ -99,7 +98,7 @@ def make_event(
         kept = {"left_out": clean_text(f"the attributes cannot be sent: {error}", 1024)}
     text = clean_text(message, _MAX_MESSAGE)
     size = len(text.encode()) + len(type) + 64
-    return Event(now, severity, type, text, kept, size + _size(kept))
+    return Event(now, severity, type, text, kept, size + encoded_size(kept))
 
 
 class Reports:
@@ -196,8 +195,3 @@ def _point_size(point: Point) -> int:
     text = sum(4 * (len(key) + len(value)) + 8 for key, value in point.labels.items())
     buckets = 20 * len(point.value.bounds) + 64 if isinstance(point.value, HistogramValue) else 16
     return 4 * (len(point.name) + len(point.unit)) + text + buckets
-
-
-def _size(attributes: JsonObject) -> int:
-    """The encoded size, estimated from above: at most 8 bytes for each of JSON's."""
-    return 8 * len(msgspec.json.encode(attributes))

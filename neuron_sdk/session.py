@@ -147,7 +147,7 @@ class Session:
         """Wait until the federation has all that the spool holds, or cannot get it now."""
         deadline = self._loop.time() + timeout_s
         # Asked again and again, because the spool commits on a thread of its own.
-        while self._spool.state.pending and self.link.connected and self._loop.time() < deadline:  # noqa: ASYNC110, E501
+        while self._spool.state.pending and self.link.connected and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     async def say_goodbye(self, reason: str) -> None:

@@ -1,0 +1,175 @@
+"""Settings: code first, then the environment, then defaults; a bad value names its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuron_sdk import ConfigError, Neuron, NeuronConfig
+from neuron_sdk.config import resolve
+from neuron_sdk.description import AlertThresholds, ApiEndpoint, Deployment
+
+ID = {"NEURON_ID": "n-1", "NEURON_TYPE": "worker", "XDG_STATE_HOME": "/state"}
+
+
+def test_the_environment_fills_what_code_leaves_out() -> None:
+    environment = {
+        "FEDERATION_URL": "grpc://fed.example:6000",
+        "NEURON_ID": "from-environment",
+        "NEURON_NAME": "A name",
+        "NEURON_TYPE": "worker",
+        "ENROLLMENT_TOKEN": "fet_x",
+        "HEARTBEAT_INTERVAL": "15",
+        "ANALYTICS_INTERVAL": "30.5",
+        "LOG_LEVEL": "debug",
+        "LOG_FILE": "/var/log/n.log",
+        "METRICS_ENABLED": "false",
+        "METRICS_PORT": "9000",
+        "STATE_DIR": "/var/lib/n",
+    }
+    settings = resolve(NeuronConfig(neuron_id="from-code"), environment)
+    assert settings.neuron_id == "from-code"
+    assert settings.name == "A name"
+    assert settings.target == "fed.example:6000"
+    assert settings.enrollment_token == "fet_x"
+    assert (settings.heartbeat_interval, settings.analytics_interval) == (15.0, 30.5)
+    assert settings.log_level == "DEBUG"
+    assert settings.log_file == Path("/var/log/n.log")
+    assert settings.metrics_enabled is False
+    assert settings.metrics_port == 9000
+    assert settings.state_dir == Path("/var/lib/n")
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    settings = resolve(NeuronConfig(), ID)
+    assert settings.name == "n-1"
+    assert settings.target == "localhost:50051"
+    assert (settings.heartbeat_interval, settings.analytics_interval) == (60.0, 300.0)
+    assert settings.metrics_enabled
+    assert settings.metrics_port == 8080
+    assert settings.stop_grace == 10.0
+    assert settings.state_dir == Path("/state/neuron/n-1")
+
+
+def test_state_goes_to_the_home_folder_without_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = resolve(NeuronConfig(), {"NEURON_ID": "n-1", "NEURON_TYPE": "worker"})
+    assert settings.state_dir == Path("/home/somebody/.local/state/neuron/n-1")
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    assert resolve(NeuronConfig(), {**ID, "METRICS_PORT": "", "LOG_FILE": " "}).log_file is None
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("localhost:50051", "localhost:50051"),
+        ("grpc://10.0.0.1:1", "10.0.0.1:1"),
+        ("grpc://host:1/", "host:1"),
+        ("host", "host:50051"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("grpc://[::1]", "[::1]:50051"),
+    ],
+)
+def test_an_address_may_leave_out_scheme_and_port(url: str, target: str) -> None:
+    assert resolve(NeuronConfig(), {**ID, "FEDERATION_URL": url}).target == target
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("FEDERATION_URL", "http://x:1", "grpc://host:port"),
+        ("FEDERATION_URL", "host:0", "grpc://host:port"),
+        ("FEDERATION_URL", "host:99999", "grpc://host:port"),
+        ("FEDERATION_URL", "a:b:c", "grpc://host:port"),
+        ("FEDERATION_URL", "user@host:1", "grpc://host:port"),
+        ("NEURON_ID", "Not Valid", "lower-case"),
+        ("NEURON_ID", "x" * 129, "1 to 128"),
+        ("NEURON_TYPE", "Ünknown", "lower-case"),
+        ("NEURON_NAME", "x" * 257, "256"),
+        ("HEARTBEAT_INTERVAL", "soon", "from 1 to 86400"),
+        ("HEARTBEAT_INTERVAL", "0", "from 1 to 86400"),
+        ("HEARTBEAT_INTERVAL", "nan", "from 1 to 86400"),
+        ("ANALYTICS_INTERVAL", "-5", "from 1 to 86400"),
+        ("LOG_LEVEL", "LOUD", "DEBUG"),
+        ("METRICS_ENABLED", "perhaps", "true or false"),
+        ("METRICS_PORT", "65536", "from 0 to 65535"),
+        ("METRICS_PORT", "80.5", "whole number"),
+        ("STOP_GRACE", "inf", "from 0"),
+        ("SPOOL_MAX_BYTES", "10", "from"),
+    ],
+)
+def test_a_bad_value_names_its_variable_and_the_remedy(
+    variable: str, value: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(NeuronConfig(), {**ID, variable: value})
+    assert str(caught.value).startswith(variable)
+    assert remedy in str(caught.value)
+
+
+def test_a_bad_token_is_never_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(NeuronConfig(), {**ID, "ENROLLMENT_TOKEN": "fet_sécret"})
+    assert "ENROLLMENT_TOKEN" in str(caught.value)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["NEURON_ID", "NEURON_TYPE"])
+def test_what_has_no_default_must_be_said(missing: str) -> None:
+    environment = {key: value for key, value in ID.items() if key != missing}
+    with pytest.raises(ConfigError, match=f"{missing} is not set"):
+        resolve(NeuronConfig(), environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"neuron_id": "Bad Id"}, "neuron_id"),
+        ({"type": "Bad Type"}, "type"),
+        ({"capabilities": "one"}, "capabilities"),
+        ({"capabilities": ["a", "a"]}, "capabilities"),
+        ({"dependencies": [""]}, "dependencies"),
+        ({"labels": {"Bad Key": "x"}}, "labels"),
+        ({"labels": {"zone": 5}}, "labels"),
+        ({"metadata": {"x": float("nan")}}, "metadata"),
+        ({"metadata": {"x": "y" * 70_000}}, "metadata"),
+        ({"base_url": "ftp://x"}, "base_url"),
+        ({"api_endpoints": [ApiEndpoint("data")]}, "api_endpoints"),
+        ({"api_endpoints": [ApiEndpoint("/data", "post")]}, "api_endpoints"),
+        ({"deployment": Deployment(ports=(0,))}, "deployment.ports"),
+        ({"alert_thresholds": AlertThresholds(cpu_percent=101)}, "alert_thresholds.cpu_percent"),
+        ({"alert_thresholds": AlertThresholds(heartbeat_timeout=0.5)}, "heartbeat_timeout"),
+        ({"max_concurrent_commands": 0}, "max_concurrent_commands"),
+        ({"version": "a\0b"}, "version"),
+    ],
+)
+def test_a_bad_argument_is_named_when_the_neuron_is_built(
+    arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Neuron(**{"neuron_id": "n-1", "type": "worker"} | arguments)
+
+
+def test_a_neuron_that_speaks_seldom_asks_for_patience() -> None:
+    neuron = Neuron("n-1", type="worker", config=NeuronConfig(heartbeat_interval=300))
+    thresholds = neuron.describe(neuron.settings()).alert_thresholds
+    assert thresholds is not None
+    assert thresholds.heartbeat_timeout == 600
+    usual = Neuron("n-1", type="worker", config=NeuronConfig(heartbeat_interval=60))
+    assert usual.describe(usual.settings()).alert_thresholds is None
+
+
+def test_checked_dependencies_are_part_of_the_description() -> None:
+    neuron = Neuron("n-1", type="worker", dependencies=["redis", "s3"])
+    neuron.dependency("redis")(lambda: True)
+    neuron.dependency("postgresql")(lambda: True)
+    assert neuron.describe(neuron.settings()).dependencies == ("redis", "s3", "postgresql")
+
+
+def test_a_bad_dependency_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="interval"):
+        Neuron("n-1", type="worker").dependency("redis", interval=-1)(lambda: True)

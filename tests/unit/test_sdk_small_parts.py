@@ -1,0 +1,268 @@
+"""Backoff, lanes, intervals, recovery, relay, reports: rules without a network."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from neuron_sdk.backoff import Backoff
+from neuron_sdk.context import CommandContext, Progress
+from neuron_sdk.convert import report_message
+from neuron_sdk.intervals import Intervals, SessionIntervals
+from neuron_sdk.lanes import Lane
+from neuron_sdk.metrics import Metrics
+from neuron_sdk.outcome import MAX_LOG_TAIL_BYTES
+from neuron_sdk.points import Point
+from neuron_sdk.recovery import SLOW_S, recover
+from neuron_sdk.relay import ProgressRelay
+from neuron_sdk.reports import Reports, make_event
+
+
+def highest(low: float, high: float) -> float:
+    return high
+
+
+# ---- backoff
+
+
+def test_waits_grow_to_their_limit() -> None:
+    backoff = Backoff(first_s=0.5, most_s=60, uniform=highest)
+    assert [backoff.next_s(0.0) for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_wait_may_be_anything_from_zero() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def lowest(low: float, high: float) -> float:
+        seen.append((low, high))
+        return low
+
+    assert Backoff(uniform=lowest).next_s(0.0) == 0.0
+    assert seen == [(0.0, 0.5)]
+
+
+def test_a_session_that_lasted_begins_the_waits_anew() -> None:
+    backoff = Backoff(stable_s=10, uniform=highest)
+    for _ in range(5):
+        backoff.next_s(0.0)
+    backoff.opened(100.0)
+    assert backoff.next_s(105.0) == 16, "it lasted 5 s only"
+    backoff.opened(200.0)
+    assert backoff.next_s(211.0) == 0.5
+
+
+def test_what_the_federation_asks_for_is_kept_and_spread() -> None:
+    assert Backoff(uniform=lambda low, _: low).next_s(0.0, at_least=60) == 60
+    assert Backoff(uniform=highest).next_s(0.0, at_least=60) == 66
+
+
+# ---- lanes
+
+
+def test_the_higher_priority_goes_first_then_the_older() -> None:
+    lane: Lane[str] = Lane(9)
+    lane.held = True
+    for number, (name, priority) in enumerate([("a", 5), ("b", 9), ("c", 5), ("d", 0)]):
+        lane.enter(name, priority, number)
+    assert lane.take() is None
+    lane.held = False
+    assert [lane.take() for _ in range(5)] == ["b", "a", "c", "d", None]
+
+
+def test_a_lane_has_no_more_places_than_it_has() -> None:
+    lane: Lane[str] = Lane(1)
+    lane.enter("a", 5, 1)
+    lane.enter("b", 5, 2)
+    assert (lane.take(), lane.take()) == ("a", None)
+    lane.give_back()
+    assert lane.take() == "b"
+
+
+def test_who_leaves_the_queue_gets_no_place() -> None:
+    lane: Lane[str] = Lane(1)
+    lane.enter("a", 5, 1)
+    lane.enter("b", 5, 2)
+    assert lane.leave("a")
+    assert not lane.leave("a")
+    assert lane.waiting() == 1
+    assert lane.take() == "b"
+    assert not lane.leave("b"), "it has its place already"
+
+
+# ---- intervals
+
+
+async def test_the_federations_interval_wins_over_the_neurons_own() -> None:
+    intervals = Intervals(60, 300)
+    intervals.obey(SessionIntervals(heartbeat=5))
+    assert (intervals.heartbeat, intervals.analytics) == (5, 300)
+    intervals.set_own(heartbeat=20)
+    assert intervals.heartbeat == 5
+    intervals.obey(SessionIntervals())
+    assert intervals.heartbeat == 20, "the last word holds, also where it says nothing"
+
+
+async def test_a_change_wakes_who_waits() -> None:
+    intervals = Intervals(60, 300)
+    waiting = asyncio.create_task(intervals.wait(asyncio.get_running_loop().time() + 60))
+    await asyncio.sleep(0)
+    intervals.obey(SessionIntervals(heartbeat=5))
+    assert await waiting is False
+    assert await intervals.wait(0.0) is True
+
+
+# ---- recovery
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("NEURON_EXISTS", "NEURON_ID"),
+        ("ENROLLMENT_REFUSED", "ask an admin"),
+        ("INVALID_FIELD", "correct the fields"),
+        ("CREDENTIAL_MISSING", "ENROLLMENT_TOKEN"),
+        ("NEURON_DEACTIVATED", "activate"),
+        ("SESSION_SUPERSEDED", "same NEURON_ID"),
+    ],
+)
+def test_what_only_a_person_can_mend_is_tried_slowly_and_says_how(reason: str, remedy: str) -> None:
+    plan = recover(reason, "ANY", enrollable=True, registering=True)
+    assert plan.at_least_s == SLOW_S
+    assert remedy in plan.remedy
+
+
+def test_what_passes_by_itself_is_tried_soon() -> None:
+    plan = recover("DATABASE_UNAVAILABLE", "UNAVAILABLE", enrollable=True, registering=True)
+    assert plan.at_least_s == 0
+    assert not plan.register_again
+
+
+def test_a_token_that_is_refused_on_the_stream_is_replaced_at_once() -> None:
+    plan = recover("CREDENTIAL_INVALID", "UNAUTHENTICATED", enrollable=True, registering=False)
+    assert plan.register_again
+    assert plan.at_least_s == 0
+
+
+# ---- context
+
+
+def context() -> CommandContext:
+    return CommandContext(command_id="c", attempt=1, type="t", report=lambda _: None)
+
+
+def test_the_log_tail_holds_the_last_16_kib() -> None:
+    ctx = context()
+    for number in range(1000):
+        ctx.log.info(f"line {number}", text="é" * 20)  # noqa: G004 - no logger of logging
+    tail = ctx.log.tail()
+    assert len(tail.encode()) <= MAX_LOG_TAIL_BYTES
+    assert "line 999" in tail
+    assert "line 0 " not in tail
+
+
+def test_a_log_line_has_time_level_and_fields() -> None:
+    ctx = context()
+    ctx.log.warning("slow", rows=5)
+    assert ctx.log.tail().endswith("WARNING slow rows=5")
+
+
+async def test_progress_is_held_to_its_range() -> None:
+    told: list[Progress] = []
+    ctx = CommandContext(command_id="c", attempt=1, type="t", report=told.append)
+    await ctx.progress(-1)
+    await ctx.progress(7, "x" * 2000)
+    assert [p.fraction for p in told] == [0.0, 1.0]
+    assert len(told[1].message) == 1024
+    with pytest.raises(ValueError, match="NaN"):
+        await ctx.progress(float("nan"))
+
+
+# ---- relay
+
+
+async def test_progress_that_follows_fast_is_passed_on_by_its_newest() -> None:
+    passed: list[float] = []
+    relay = ProgressRelay(asyncio.get_running_loop(), lambda p: passed.append(p.fraction))
+    for number in range(1000):
+        relay.tell(Progress(number / 1000, ""))
+    await asyncio.sleep(0.01)
+    assert passed == [0.999]
+    relay.tell(Progress(1.0, ""))
+    await asyncio.sleep(0.01)
+    assert passed == [0.999], "not more often than twice a second"
+    relay.close()
+    relay.tell(Progress(1.0, ""))
+
+
+# ---- reports
+
+
+def test_a_report_holds_measurements_and_events() -> None:
+    metrics = Metrics()
+    reports = Reports(metrics, lambda: [Point("g", "gauge", "", {}, 1.0)], now=lambda: 50.0)
+    metrics.track_request(5)
+    reports.note(make_event("started", "hello", "INFO", {"a": 1}, 49.0))
+    (report,) = reports.take()
+    assert {point.name for point in report.points} >= {"requests", "response_ms", "g"}
+    assert [event.type for event in report.events] == ["started"]
+    assert report.start_time <= report.end_time == 50.0
+
+
+def test_too_much_for_one_report_becomes_several_within_the_limits() -> None:
+    reports = Reports(Metrics(), list)
+    for number in range(1500):
+        reports.note(make_event("e", str(number), "INFO", {"a": "x" * 2000}, 0.0))
+    cut = reports.take()
+    assert sum(len(report.events) for report in cut) == 1500
+    for report in cut:
+        assert len(report.events) <= 1000
+        assert report_message(report).ByteSize() <= 2**20
+
+
+def test_many_large_points_fit_into_several_reports() -> None:
+    metrics = Metrics()
+    bounds = [float(n) for n in range(100)]
+    for number in range(1500):
+        metrics.histogram(f"h{number}", bounds=bounds, labels={"zone": "é" * 200}).observe(5)
+    cut = Reports(metrics, list).take()
+    assert sum(len(report.points) for report in cut) == 1500
+    assert all(report_message(report).ByteSize() <= 2**20 for report in cut)
+
+
+def test_events_are_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuron_sdk.reports.MAX_BUFFERED_EVENTS", 10)
+    reports = Reports(Metrics(), list)
+    for number in range(25):
+        reports.note(make_event("e", str(number), "INFO", {}, 0.0))
+    (report,) = reports.take_events()
+    assert [event.message for event in report.events] == [str(n) for n in range(15, 25)]
+
+
+def test_an_error_does_not_wait_for_the_interval() -> None:
+    urgent: list[bool] = []
+    reports = Reports(Metrics(), list)
+    reports.listen(lambda: urgent.append(True))
+    reports.note(make_event("e", "", "WARNING", {}, 0.0))
+    assert not urgent
+    reports.note(make_event("e", "", "ERROR", {}, 0.0))
+    assert urgent
+
+
+def test_a_clock_that_was_set_back_makes_no_impossible_span() -> None:
+    clock = [100.0]
+    reports = Reports(Metrics(), lambda: [Point("g", "gauge", "", {}, 1.0)], now=lambda: clock[0])
+    clock[0] = 50.0
+    (report,) = reports.take()
+    assert report.start_time <= report.end_time == 50.0
+
+
+@pytest.mark.parametrize("type_", ["", "9x", "a b", "é", "x" * 129, "a\n"])
+def test_a_bad_event_type_raises(type_: str) -> None:
+    with pytest.raises(ValueError, match="event type"):
+        make_event(type_, "", "INFO", {}, 0.0)
+
+
+def test_bad_attributes_do_not_lose_the_event() -> None:
+    event = make_event("e", "m", "INFO", {"x": object()}, 0.0)
+    assert "left_out" in event.attributes
