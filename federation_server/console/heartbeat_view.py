@@ -64,7 +64,7 @@ def row(stored: StoredHeartbeat) -> tuple[str, ...]:
     )
 
 
-def facts(beat: Heartbeat, received: str) -> Facts:
+def facts(beat: Heartbeat, received: str, host: HostInfo) -> Facts:
     activity = enum(Activity, beat.activity) if beat.activity else ""
     versions = beat.versions
     return [
@@ -72,7 +72,7 @@ def facts(beat: Heartbeat, received: str) -> Facts:
         ("up for", span(beat.uptime)),
         ("running", f"{beat.running_commands} commands" if beat.running_commands else ""),
         *_application(beat.application),
-        *_host(beat.system, beat.host),
+        *_host(beat.system, host),
         ("process", _process(beat.process)),
         ("versions", joined(versions.service, versions.sdk, versions.runtime)),
         ("spool", _spool(beat.spool)),

@@ -77,7 +77,7 @@ def show(out: Output, neuron: Neuron) -> None:
     if neuron.HasField("last_heartbeat"):
         beat = neuron.last_heartbeat
         received = both(neuron.last_heartbeat_time)
-        out.facts("Last heartbeat", heartbeat_view.facts(beat, received))
+        out.facts("Last heartbeat", heartbeat_view.facts(beat, received, neuron.host))
         out.facts("Dependencies", heartbeat_view.dependencies(beat))
     out.facts(
         "Commands", [(each.type, _command(each)) for each in neuron.description.command_types]

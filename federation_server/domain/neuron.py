@@ -167,6 +167,7 @@ class NeuronRecord:
     error_rate_percent: float | None
     mean_response_ms: float | None
     uptime_s: float | None
+    host: JsonObject | None
     totals: Totals
 
     @property

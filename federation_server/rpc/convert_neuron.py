@@ -210,6 +210,7 @@ def neuron_to_proto(
         mean_response_ms=record.mean_response_ms,
         uptime=to_duration(record.uptime_s),
         totals=_totals(record.totals),
+        host=None if record.host is None else _host(record.host),
     )
 
 
@@ -225,6 +226,11 @@ def _session(session: SessionRecord) -> neuron_pb2.SessionInfo:
         server_id=session.server_id,
         peer=session.peer,
     )
+
+
+def _host(host: JsonObject) -> heartbeat_pb2.HostInfo:
+    said: Any = host  # as `convert_stream` wrote it
+    return heartbeat_pb2.HostInfo(**said)
 
 
 def _totals(totals: Totals) -> neuron_pb2.NeuronTotals:

@@ -112,6 +112,8 @@ UPDATE neuron_states s SET
     error_rate_percent = b.error_rate_percent,
     mean_response_ms = b.mean_response_ms,
     uptime_s = b.uptime_s,
+    host = coalesce(b.host::jsonb,
+        CASE WHEN s.counted_instance_id = b.instance_id THEN s.host END),
     presence = CASE WHEN s.session_open OR b.epoch = 0 THEN 'ONLINE' ELSE s.presence END,
     presence_time = CASE WHEN (s.session_open OR b.epoch = 0) AND s.presence <> 'ONLINE'
         THEN now() ELSE s.presence_time END,
@@ -138,10 +140,10 @@ UPDATE neuron_states s SET
         CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_uptime_s ELSE 0 END)
 FROM unnest(
     %s::text[], %s::int8[], %s::text[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
-    %s::float8[], %s::float8[], %s::int8[], %s::int8[], %s::float8[]
+    %s::float8[], %s::float8[], %s::int8[], %s::int8[], %s::float8[], %s::text[]
 ) AS b (neuron_id, epoch, instance_id, health_score, cpu_percent, memory_percent,
         error_rate_percent, mean_response_ms, uptime_s, requests, failed_requests,
-        response_ms_sum)
+        response_ms_sum, host)
 WHERE s.neuron_id = b.neuron_id AND (b.epoch = 0 OR s.session_epoch = b.epoch)
 RETURNING s.neuron_id, b.epoch
 """
@@ -253,6 +255,7 @@ async def _apply_heartbeats(
             beat.requests,
             beat.failed_requests,
             beat.response_ms_sum,
+            beat.host,
         )
         for item in heartbeats
         for beat in (item.heartbeat,)

@@ -34,6 +34,7 @@ _STATE = (
     "error_rate_percent",
     "mean_response_ms",
     "uptime_s",
+    "host",
 )
 _PLAIN = (
     "overridden_fields",

@@ -125,6 +125,8 @@ neuron_states = Table(
     Column("error_rate_percent", Double),
     Column("mean_response_ms", Double),
     Column("uptime_s", Double),
+    # of its process, as a heartbeat of that said it last: not every heartbeat does
+    Column("host", JSONB),
     # totals, and how far the process `counted_instance_id` has been counted into them
     Column("requests_total", BigInteger, nullable=False),
     Column("failed_requests_total", BigInteger, nullable=False),

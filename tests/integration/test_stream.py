@@ -89,6 +89,22 @@ async def test_a_heartbeat_is_kept_as_it_came(federation: Federation) -> None:
         assert state.totals.requests == 7
 
 
+async def test_a_neurons_host_stays_known_when_later_heartbeats_leave_it_out(
+    federation: Federation,
+) -> None:
+    async with connected(federation, "n") as neuron:
+        host = heartbeat_pb2.HostInfo(hostname="h", os="Linux", architecture="x86_64", cpu_count=2)
+        await neuron.send(heartbeat=heartbeat_pb2.Heartbeat(host=host, health_score=1.0))
+
+        async def scored(score: float) -> bool:
+            return (await neuron_state(federation, "n")).health_score == score
+
+        await eventually(lambda: scored(1.0), describe="the first heartbeat is stored")
+        await neuron.send(heartbeat=heartbeat_pb2.Heartbeat(health_score=2.0))
+        await eventually(lambda: scored(2.0), describe="the second heartbeat is stored")
+        assert (await neuron_state(federation, "n")).host == host
+
+
 async def test_a_bad_heartbeat_is_refused_by_name_and_the_stream_lives_on(
     federation: Federation,
 ) -> None:

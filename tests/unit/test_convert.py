@@ -165,6 +165,7 @@ def record(**changes: Any) -> NeuronRecord:
         error_rate_percent=None,
         mean_response_ms=None,
         uptime_s=None,
+        host=None,
         totals=Totals(0, 0, 0.0, 0.0),
     )
     return replace(plain, **changes)

@@ -79,6 +79,7 @@ CREATE TABLE neuron_states (
     error_rate_percent double precision,
     mean_response_ms double precision,
     uptime_s double precision,
+    host jsonb,
     requests_total bigint NOT NULL,
     failed_requests_total bigint NOT NULL,
     response_ms_total double precision NOT NULL,
