@@ -375,6 +375,7 @@ def test_every_field_of_a_neuron_is_filled() -> None:
             error_rate_percent=4.0,
             mean_response_ms=5.0,
             uptime_s=6.0,
+            host={"hostname": "h"},
             totals=Totals(1, 1, 1.0, 1.0),
         ),
         ParseDict(FULL_HEARTBEAT, heartbeat_pb2.Heartbeat()),
