@@ -33,7 +33,15 @@ def finished(state: CommandState = CommandState.SUCCEEDED) -> Finished:
 
 def test_every_state_is_in_the_table_and_final_states_lead_nowhere() -> None:
     assert TRANSITIONS.keys() == set(CommandState)
-    names = "SUCCEEDED FAILED REJECTED CANCELLED TIMED_OUT EXPIRED OUTCOME_UNKNOWN".split()
+    names = [
+        "SUCCEEDED",
+        "FAILED",
+        "REJECTED",
+        "CANCELLED",
+        "TIMED_OUT",
+        "EXPIRED",
+        "OUTCOME_UNKNOWN",
+    ]
     assert sorted(state.value for state in FINAL_STATES) == sorted(names)
 
 
