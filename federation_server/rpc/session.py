@@ -117,9 +117,7 @@ class Receipt:
         """The database would not take the message."""
         if not self._stored.done():
             detail = "a value in it cannot be stored"
-            self._stored.set_exception(
-                errors.invalid_fields([Violation(message, detail)])
-            )
+            self._stored.set_exception(errors.invalid_fields([Violation(message, detail)]))
 
     async def wait(self) -> tuple[int, datetime]:
         """The spool's mark and the time of the commit.
