@@ -18,7 +18,7 @@ _DOMAIN = "federation"
 _DETAILS = "grpc-status-details-bin"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class RpcFailure(Exception):
     """The federation refused a call, or could not be reached."""
 
@@ -45,6 +45,8 @@ def open_channel(target: str) -> grpc.aio.Channel:
         options=[
             ("grpc.keepalive_time_ms", PING_MS),
             ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+            # A ping has a patience of its own, a minute by default, whatever keepalive says.
+            ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             # Backoff is ours: a shared subchannel would remember gRPC's own.

@@ -203,6 +203,7 @@ class Executor:
             )
             await self._finish(entry, outcome)
         finally:
+            self._accepted.pop(entry.delivery.of, None)
             if run is None or run.future.done():
                 self._free(entry.lane)
             else:

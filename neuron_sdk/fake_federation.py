@@ -37,8 +37,6 @@ class FakeNeuron:
     registrations: list[pb.RegisterRequest] = field(default_factory=list)
     hellos: list[pb.Hello] = field(default_factory=list)
     heartbeats: list[heartbeat_pb2.Heartbeat] = field(default_factory=list)
-    heartbeat_times: list[float] = field(default_factory=list)
-    """When each heartbeat came, on time.monotonic()."""
     reports: list[report_pb2.AnalyticsReport] = field(default_factory=list)
     updates: list[pb.CommandUpdate] = field(default_factory=list)
     """Each durable message once, by its sequence, as the contract demands."""
@@ -432,7 +430,6 @@ def _keep(neuron: FakeNeuron, message: pb.NeuronMessage) -> None:
     match message.WhichOneof("message"):
         case "heartbeat":
             neuron.heartbeats.append(message.heartbeat)
-            neuron.heartbeat_times.append(time.monotonic())
         case "analytics_report":
             neuron.reports.append(message.analytics_report)
         case "command_update":

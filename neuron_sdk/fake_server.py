@@ -37,7 +37,7 @@ _STATUS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Refused(Exception):
     """The end of a call, by an ErrorReason's name."""
 

@@ -22,6 +22,7 @@ from typing import Any
 from neuron_sdk.context import CommandContext, Progress
 from neuron_sdk.errors import CommandFailed, IsolatedImport
 from neuron_sdk.isolation import (
+    IN_CHILD,
     Cancel,
     Ended,
     Frame,
@@ -72,6 +73,7 @@ class _Child:
         try:
             sys.path[:] = self._request.sys_path
             module = _load(self._request.module, self._request.path)
+            os.environ.pop(IN_CHILD)  # what the handler starts is no such process
             handler = getattr(module, self._request.handler)
             parameters = read_signature(handler)
             values = parameters.convert(self._request.data)

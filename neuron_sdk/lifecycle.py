@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
@@ -165,6 +166,7 @@ def run_in_main_thread(service: Service) -> None:
     else:
         raise LifecycleError("an event loop runs here already: use `await neuron.serve()`")
     left = threading.Event()
+    folder = Path.cwd()  # a restart's arguments may be relative to it
     with _signals() as opened:
 
         def on_open(runtime: Runtime) -> None:
@@ -177,6 +179,7 @@ def run_in_main_thread(service: Service) -> None:
         _log.info("starting again", action="neuron.restart")
         sys.stdout.flush()
         sys.stderr.flush()
+        os.chdir(folder)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
 
 

@@ -168,9 +168,10 @@ def test_heartbeats_come_at_the_federations_pace_and_never_faster(
     federation.wait_for(
         lambda: N in federation.neurons and len(federation.neurons[N].heartbeats) > 4
     )
-    times = federation.neurons[N].heartbeat_times
+    beats = federation.neurons[N].heartbeats
+    times = [beat.heartbeat_time.ToMicroseconds() / 1e6 for beat in beats]
     gaps = [b - a for a, b in pairwise(times)]
-    assert min(gaps) > 0.19, gaps
+    assert min(gaps) > 0.195, gaps  # the clock is not the monotonic one
 
 
 def test_new_settings_change_the_pace_at_once(
