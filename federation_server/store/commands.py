@@ -7,7 +7,7 @@ The updates that neurons send are applied by `ingest_commands`. Every change rai
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -252,16 +252,18 @@ class ClaimedCommand:
 # Two kinds of commands are taken: what waits and has a place (control commands need none), and
 # what is in flight since an earlier session and was not named in this one's Hello. The latter is
 # sent again with the same attempt; the neuron's journal answers for it. A command whose session
-# is superseded meanwhile is found again by the next one.
+# is superseded meanwhile is found again by the next one. To a doubtful session goes also what was
+# marked SENT for that very session: the answer to an earlier claim was lost.
 _CLAIM = b"""
 WITH place AS (
-    SELECT s.neuron_id, s.session_epoch,
+    SELECT s.neuron_id, s.session_epoch, w.doubtful,
         n.max_concurrent_commands - (
             SELECT count(*) FROM commands c
             WHERE c.neuron_id = s.neuron_id AND NOT c.control
               AND c.state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
         ) AS free
-    FROM unnest(%(neuron_ids)s::text[], %(epochs)s::int8[]) AS w (neuron_id, epoch)
+    FROM unnest(%(neuron_ids)s::text[], %(epochs)s::int8[], %(doubtful)s::bool[])
+         AS w (neuron_id, epoch, doubtful)
     JOIN neuron_states s ON s.neuron_id = w.neuron_id AND s.session_epoch = w.epoch
     JOIN neurons n ON n.neuron_id = s.neuron_id
     WHERE s.session_open
@@ -280,7 +282,8 @@ WITH place AS (
          ORDER BY priority DESC, create_time LIMIT greatest(p.free, 0))
         UNION ALL
         (SELECT command_id, state FROM commands
-         WHERE neuron_id = p.neuron_id AND session_epoch < p.session_epoch
+         WHERE neuron_id = p.neuron_id
+           AND (session_epoch < p.session_epoch OR (p.doubtful AND state = 'SENT'))
            AND state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
          ORDER BY priority DESC, create_time)
     ) c
@@ -290,6 +293,7 @@ WITH place AS (
         attempt = CASE WHEN c.state = 'QUEUED' THEN c.attempt + 1 ELSE c.attempt END,
         session_epoch = picked.session_epoch,
         send_time = now(),
+        state_reason = CASE WHEN c.state = 'QUEUED' THEN '' ELSE 'sent again to a new session' END,
         revision = c.revision + 1
     FROM picked
     WHERE c.command_id = picked.command_id AND c.state = picked.state
@@ -297,9 +301,8 @@ WITH place AS (
 ), logged AS (
     INSERT INTO command_transitions
         (command_id, revision, state, transition_time, attempt, actor, reason)
-    SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s,
-           CASE WHEN again THEN 'sent again to a new session' ELSE '' END
-    FROM claimed
+    SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s, ''
+    FROM claimed WHERE NOT again
 )
 SELECT command_id::text, neuron_id, session_epoch, attempt, type, data, priority, run_timeout,
        expire_time - now(), again
@@ -309,10 +312,15 @@ ORDER BY neuron_id, again DESC, control DESC, priority DESC, create_time
 
 
 async def claim(
-    connection: Connection, server_id: str, sessions: Sequence[tuple[str, int]]
+    connection: Connection,
+    server_id: str,
+    sessions: Sequence[tuple[str, int]],
+    *,
+    doubtful: Collection[tuple[str, int]] = (),
 ) -> list[ClaimedCommand]:
     """Takes what those sessions (neuron_id, epoch) of this server are to be sent now, and marks
-    it SENT. One statement: what it returns is committed.
+    it SENT. One statement: what it returns is committed. `doubtful` are those of them for which the
+    answer to an earlier claim was lost.
     """
     cursor = await connection.execute(
         _CLAIM,
@@ -320,6 +328,7 @@ async def claim(
             "server_id": server_id,
             "neuron_ids": [neuron_id for neuron_id, _ in sessions],
             "epochs": [epoch for _, epoch in sessions],
+            "doubtful": [session in doubtful for session in sessions],
         },
     )
     return [ClaimedCommand(*row) for row in await cursor.fetchall()]

@@ -136,8 +136,11 @@ async def test_what_was_in_flight_is_sent_again_to_the_next_session_with_the_sam
     assert (again.command_id, again.attempt, again.again) == (command_id, 1, True)
     async with database.begin() as reading:
         record = await commands.get(reading, command_id)
-    assert record is not None
+        assert record is not None
+        history = await commands.transitions(reading, record)
     assert record.state is CommandState.ACCEPTED
+    assert record.state_reason == "sent again to a new session"
+    assert [t.state.value for t in history] == ["QUEUED", "SENT", "ACCEPTED"]
 
 
 async def test_what_the_neuron_says_is_running_is_not_sent_again(

@@ -71,9 +71,8 @@ def check_version(home: Home, programs: Programs) -> None:
 
 def postmaster(home: Home) -> tuple[int | None, str]:
     """The postmaster's process id and state, as PostgreSQL writes them for its own pg_ctl."""
-    pid_file = home.cluster / "postmaster.pid"
-    lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-    return _process_in(pid_file), lines[7].strip() if len(lines) > 7 else ""
+    lines = _lines_of(home.cluster / "postmaster.pid")
+    return _process_in(lines), lines[7].strip() if len(lines) > 7 else ""
 
 
 def retire_predecessor(home: Home) -> None:
@@ -84,7 +83,7 @@ def retire_predecessor(home: Home) -> None:
     ever. One that names no process is left to PostgreSQL, which sees through it.
     """
     for lock_file in (home.cluster / "postmaster.pid", home.socket_folder / SOCKET_LOCK):
-        pid = _process_in(lock_file)
+        pid = _process_in(_lines_of(lock_file))
         if pid is None:
             continue
         try:
@@ -97,10 +96,14 @@ def retire_predecessor(home: Home) -> None:
             continue
 
 
-def _process_in(lock_file: Path) -> int | None:
-    """The process id in the first line of a lock file of PostgreSQL's (negative: no postmaster)."""
+def _lines_of(lock_file: Path) -> list[str]:
+    """A lock file of PostgreSQL's, which may come and go at any moment."""
     try:
-        first, _, _ = lock_file.read_text().partition("\n")
+        return lock_file.read_text().splitlines()
     except FileNotFoundError:
-        return None
-    return int(first) if first.isdigit() else None
+        return []
+
+
+def _process_in(lines: list[str]) -> int | None:
+    """The process id in the first line of a lock file (negative: no postmaster)."""
+    return int(lines[0]) if lines and lines[0].isdigit() else None
