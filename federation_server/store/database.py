@@ -2,23 +2,28 @@
 
 `Database.begin()` gives a pooled SQLAlchemy connection inside a transaction; `Database.connect()`
 gives a psycopg connection of its own to the writer, the listener and the sweeper. Every way there
-is bounded in time, so that a database that is away shows as an error and never as a hang.
+is bounded in time, so that a database that is away shows as an error and never as a hang: who waits
+for a connection of its own does so within `bounded`, and once the lease has found that PostgreSQL
+is away (`lost`), the admins' calls fail at once until it answers again (`found`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any
+from weakref import WeakSet
 
 import orjson
 import psycopg
 import structlog
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import set_json_dumps, set_json_loads
-from sqlalchemy import URL, func, make_url, select
+from sqlalchemy import URL, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -35,6 +40,10 @@ RETRY_INTERVAL_S = 2.0
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 """A psycopg connection of the runtime's own."""
+
+
+class DatabaseAway(psycopg.OperationalError):
+    """PostgreSQL did not answer a moment ago, so it was not asked."""
 
 
 class DatabaseUrlError(ValueError):
@@ -83,6 +92,31 @@ class Database:
                 "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
             },
         )
+        self._away = False
+        self._pooled: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
+        self._own: WeakSet[Connection] = WeakSet()
+        event.listen(self.engine.sync_engine, "connect", self._pool_connected)
+
+    def _pool_connected(self, connection: Any, _: object) -> None:
+        self._pooled.add(connection.driver_connection)
+
+    def lost(self) -> None:
+        """PostgreSQL does not answer: whoever waits for it in `begin` fails now, and whoever comes
+        fails at once, until it is `found`.
+        """
+        self._away = True
+        for connection in self._pooled:
+            hang_up(connection)
+
+    def found(self) -> None:
+        """PostgreSQL answers."""
+        self._away = False
+
+    def abandon(self) -> None:
+        """Ends every connection, so that nobody waits any longer for a PostgreSQL that hangs."""
+        self.lost()
+        for connection in self._own:
+            hang_up(connection)
 
     @property
     def conninfo(self) -> str:
@@ -99,7 +133,13 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A pooled connection in a transaction, committed at the end unless an error leaves it."""
+        """A pooled connection in a transaction, committed at the end unless an error leaves it.
+
+        Raises:
+            DatabaseAway: PostgreSQL is `lost`.
+        """
+        if self._away:
+            raise DatabaseAway("PostgreSQL did not answer a moment ago")
         async with self.engine.begin() as connection:
             yield connection
 
@@ -119,6 +159,7 @@ class Database:
         )
         set_json_dumps(orjson.dumps, connection)
         set_json_loads(orjson.loads, connection)
+        self._own.add(connection)
         return connection
 
     async def wait_until_ready(self) -> None:
@@ -142,6 +183,28 @@ class Database:
     async def close(self) -> None:
         """Closes the pool."""
         await self.engine.dispose()
+
+
+@contextmanager
+def bounded(connection: Connection, within_s: float) -> Iterator[None]:
+    """Breaks the connection if the block takes longer; what waits for it fails with an
+    OperationalError.
+
+    A timeout that cancels would not do: psycopg then asks PostgreSQL to stop the statement, and
+    waits for seconds more for one that hangs.
+    """
+    timer = asyncio.get_running_loop().call_later(within_s, hang_up, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Ends a connection under whoever waits for it, without asking PostgreSQL."""
+    # Shut down and not closed: the driver still waits for its descriptor.
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def first_line(error: BaseException) -> str:
