@@ -10,7 +10,8 @@ then acknowledges. One flush is under way at a time, so load itself makes the ba
 
 Heartbeats may wait for `flush_interval`; a durable message or a closed session starts a flush at
 once. While PostgreSQL is away nothing is lost: heartbeats coalesce to the newest of each neuron,
-durable messages wait unacknowledged up to a bound, and beyond it the readers wait (`room`).
+durable messages wait unacknowledged up to a bound, and beyond it the readers wait (`room`). What
+has gathered meanwhile is written in transactions of bounded size.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from federation_server.domain.command import CommandUpdate
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
 from federation_server.store import ingest, partitions
-from federation_server.store.database import Connection, Database, first_line
+from federation_server.store.database import Connection, Database, bounded, first_line
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
 from federation_server.store.ingest_commands import ChangedCommand
 
@@ -39,9 +40,23 @@ log = structlog.get_logger(__name__)
 CAPACITY_BYTES = 64 * 1024 * 1024
 """How much durable data may wait before the readers do."""
 
+FLUSH_BYTES = 2 * 1024 * 1024
+"""How much durable data one transaction takes, so that it ends well within FLUSH_TIMEOUT_S. A
+single message may be larger."""
+
 FLUSH_TIMEOUT_S = 15.0
 """How long one transaction may take before its connection is given up."""
 
+
+_FAULTS_OF_AN_ITEM = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    # A value too large for an index. The class counts as an OperationalError, but repeating the
+    # batch would fail for ever.
+    psycopg.errors.ProgramLimitExceeded,
+)
+"""PostgreSQL's errors that a single item of a batch is to blame for. Every other one may be over at
+the next try: a broken connection, a full disk, a standby that takes no writes."""
 
 _MESSAGE = {AnalyticsReport: "analytics_report", CommandUpdate: "command_update"}
 
@@ -66,22 +81,42 @@ class Sender(Protocol):
 @dataclass(slots=True)
 class _Batch:
     heartbeats: dict[str, tuple[Sender, HeartbeatItem]] = field(default_factory=dict)
-    replaced: list[Sender] = field(default_factory=list)
+    replaced: set[Sender] = field(default_factory=set)
     durables: list[tuple[Sender, DurableItem, int]] = field(default_factory=list)
+    reopened: list[tuple[str, int]] = field(default_factory=list)
     closed: list[ClosedItem] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.heartbeats) + len(self.durables) + len(self.closed)
+        return len(self.heartbeats) + len(self.durables) + len(self.reopened) + len(self.closed)
+
+    @property
+    def bytes(self) -> int:
+        """The size of the durable messages."""
+        return sum(size_bytes for _, _, size_bytes in self.durables)
+
+    def split(self) -> _Batch:
+        """Takes out what is too much for one transaction, and gives it: the durable messages beyond
+        FLUSH_BYTES and the ends of sessions, which come after them.
+        """
+        total_bytes = 0
+        for number, (_, _, size_bytes) in enumerate(self.durables):
+            total_bytes += size_bytes
+            if total_bytes > FLUSH_BYTES and number:
+                rest = _Batch(durables=self.durables[number:], closed=self.closed)
+                self.durables, self.closed = self.durables[:number], []
+                return rest
+        return _Batch()
 
     def before(self, newer: _Batch) -> _Batch:
         """This batch and what has come since, as one; of heartbeats the newer ones."""
         for neuron_id, (sender, _) in self.heartbeats.items():
             if neuron_id in newer.heartbeats:
-                self.replaced.append(sender)
+                self.replaced.add(sender)
         return _Batch(
             self.heartbeats | newer.heartbeats,
-            self.replaced + newer.replaced,
+            self.replaced | newer.replaced,
             self.durables + newer.durables,
+            self.reopened + newer.reopened,
             self.closed + newer.closed,
         )
 
@@ -92,8 +127,14 @@ class _Batch:
         if not h + d + c:  # at most one of each kind: split by kind
             h, d, c = (len(heartbeats), 0, 0) if heartbeats else (0, len(self.durables), 0)
         return (
-            _Batch(dict(heartbeats[:h]), self.replaced, self.durables[:d], self.closed[:c]),
-            _Batch(dict(heartbeats[h:]), [], self.durables[d:], self.closed[c:]),
+            _Batch(
+                dict(heartbeats[:h]),
+                self.replaced,
+                self.durables[:d],
+                self.reopened,
+                self.closed[:c],
+            ),
+            _Batch(dict(heartbeats[h:]), set(), self.durables[d:], [], self.closed[c:]),
         )
 
 
@@ -132,7 +173,7 @@ class Writer:
         """Takes a neuron's newest heartbeat; an older one that still waits is dropped."""
         replaced = self._waiting.heartbeats.get(item.neuron_id)
         if replaced is not None:
-            self._waiting.replaced.append(replaced[0])
+            self._waiting.replaced.add(replaced[0])
         self._waiting.heartbeats[item.neuron_id] = (sender, item)
         self._wake.set()
 
@@ -142,6 +183,11 @@ class Writer:
         self._waiting_bytes += size_bytes
         if self._waiting_bytes > CAPACITY_BYTES:
             self._room.clear()
+        self._hurry()
+
+    def reopen(self, neuron_id: str, epoch: int) -> None:
+        """Takes that a session's stream is open, although the store may have it as closed."""
+        self._waiting.reopened.append((neuron_id, epoch))
         self._hurry()
 
     def close(self, item: ClosedItem) -> None:
@@ -205,18 +251,20 @@ class Writer:
             pass
 
     def _take(self) -> _Batch:
-        batch, self._waiting = self._waiting, _Batch()
-        self._wake.clear()
-        if not self._stopping:
-            self._urgent.clear()
+        batch = self._waiting
+        self._waiting = batch.split()
         self._idle.clear()
+        if not len(self._waiting):
+            self._wake.clear()
+            if not self._stopping:
+                self._urgent.clear()
         return batch
 
     async def _flush(self, batch: _Batch) -> None:
         """Commits a batch, or puts it back and waits a little while PostgreSQL is away."""
         try:
             await self._commit(batch)
-        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+        except psycopg.Error as error:
             self._waiting = batch.before(self._waiting)
             self._wake.set()
             await self._disconnect()
@@ -232,6 +280,9 @@ class Writer:
             await asyncio.sleep(delay_s)
             return
         self._backoff.reset()
+        self._waiting_bytes -= batch.bytes
+        if self._waiting_bytes <= CAPACITY_BYTES:
+            self._room.set()
         if not len(self._waiting):
             self._idle.set()
 
@@ -239,14 +290,12 @@ class Writer:
         """Commits a batch; what the database will not take is refused to its sender alone.
 
         Raises:
-            psycopg.OperationalError, TimeoutError: PostgreSQL is away; parts of the batch may be
+            psycopg.Error: PostgreSQL is away, or will not write now; parts of the batch may be
                 committed, and committing them again has no effect.
         """
         started = time.monotonic()
         try:
             outcome = await self._apply(batch)
-        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError):
-            raise
         except psycopg.errors.CheckViolation as error:
             if "no partition" in str(error) and not self._partitions_made:
                 await self._make_partitions()
@@ -254,7 +303,12 @@ class Writer:
             else:
                 await self._isolate(batch, error)
             return
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is one item's fault
+        except psycopg.Error as error:
+            if not isinstance(error, _FAULTS_OF_AN_ITEM):
+                raise
+            await self._isolate(batch, error)
+            return
+        except Exception as error:  # noqa: BLE001 - an item that Python's side cannot adapt
             await self._isolate(batch, error)
             return
         self._partitions_made = False
@@ -264,14 +318,15 @@ class Writer:
         self._finish(batch, outcome)
 
     async def _apply(self, batch: _Batch) -> Outcome:
-        async with asyncio.timeout(FLUSH_TIMEOUT_S):
-            if self._connection is None:
-                self._connection = await self._database.connect("writer")
+        if self._connection is None:
+            self._connection = await self._database.connect("writer")
+        with bounded(self._connection, FLUSH_TIMEOUT_S):
             return await ingest.apply(
                 self._connection,
                 [item for _, item in batch.heartbeats.values()],
                 [item for _, item, _ in batch.durables],
                 batch.closed,
+                reopened=batch.reopened,
                 oldest_point=self._oldest_point,
             )
 
@@ -282,13 +337,19 @@ class Writer:
                 if len(half):
                     await self._commit(half)
             return
-        log.error("refused by the database", action="writer_refused", exc_info=error)
+        log.warning(
+            "refused by the database",
+            action="writer_refused",
+            reason=first_line(error),
+            exc_info=None if isinstance(error, psycopg.Error) else error,
+            neurons=sorted({*batch.heartbeats, *(item.neuron_id for _, item, _ in batch.durables)}),
+        )
         self._metrics.refused.inc()
         for sender, _ in batch.heartbeats.values():
             sender.refused(0, "heartbeat")
         for sender, item, size_bytes in batch.durables:
             if item.payload is None:
-                raise error
+                return  # a mark that cannot be moved stays where it is
             sender.refused(item.sequence, _MESSAGE[type(item.payload)])
             # The mark moves past it all the same: sending it again would not help.
             empty = _Batch(durables=[(sender, item._replace(payload=None), size_bytes)])
@@ -297,8 +358,7 @@ class Writer:
     def _finish(self, batch: _Batch, outcome: Outcome) -> None:
         """Tells the senders and the watchers what a committed batch has done."""
         told: set[int] = set()
-        for sender, item, size_bytes in batch.durables:
-            self._waiting_bytes -= size_bytes
+        for sender, item, _ in batch.durables:
             if id(sender) in told:
                 continue
             told.add(id(sender))
@@ -313,8 +373,6 @@ class Writer:
                 sender.stored(0, outcome.time)
         for sender in batch.replaced:
             sender.stored(0, outcome.time)
-        if self._waiting_bytes <= CAPACITY_BYTES:
-            self._room.set()
         if outcome.changed:
             self._changed(outcome.changed)
 

@@ -9,8 +9,11 @@
        is the newest, and copies those heartbeats into the history;
     4. closes the sessions whose streams have ended.
 
+Before all that it opens again the sessions that were closed although their streams are open.
+
 What comes from a session that is no longer the newest changes nothing. Epoch 0 stands for a
-neuron without a stream: its token was checked when it called, and no session can supersede it.
+neuron without a stream: its token was checked when it called, and no session can supersede it,
+but the neuron may have been deactivated since.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ _FENCE = """
 SELECT s.neuron_id, b.epoch
 FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
 JOIN neuron_states s USING (neuron_id)
-WHERE b.epoch = 0 OR s.session_epoch = b.epoch
+WHERE CASE WHEN b.epoch = 0
+           THEN (SELECT n.lifecycle = 'ACTIVE' FROM neurons n WHERE n.neuron_id = s.neuron_id)
+           ELSE s.session_epoch = b.epoch END
 ORDER BY s.neuron_id
 FOR NO KEY UPDATE OF s
 """
@@ -144,8 +149,22 @@ FROM unnest(
 ) AS b (neuron_id, epoch, instance_id, health_score, cpu_percent, memory_percent,
         error_rate_percent, mean_response_ms, uptime_s, requests, failed_requests,
         response_ms_sum, host)
-WHERE s.neuron_id = b.neuron_id AND (b.epoch = 0 OR s.session_epoch = b.epoch)
+WHERE s.neuron_id = b.neuron_id AND
+    CASE WHEN b.epoch = 0
+         THEN (SELECT n.lifecycle = 'ACTIVE' FROM neurons n WHERE n.neuron_id = s.neuron_id)
+         ELSE s.session_epoch = b.epoch END
 RETURNING s.neuron_id, b.epoch
+"""
+
+_REOPEN = """
+UPDATE neuron_states s SET
+    session_open = true,
+    session_close_time = NULL,
+    presence = 'ONLINE',
+    presence_time = CASE WHEN s.presence <> 'ONLINE' THEN now() ELSE s.presence_time END,
+    presence_reason = 'its stream is open'
+FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
+WHERE s.neuron_id = b.neuron_id AND s.session_epoch = b.epoch AND NOT s.session_open
 """
 
 # A session that is no longer the newest has nothing left to close.
@@ -171,11 +190,13 @@ async def apply(
     durables: Sequence[DurableItem],
     closed: Sequence[ClosedItem],
     *,
+    reopened: Sequence[tuple[str, int]] = (),
     oldest_point: timedelta,
 ) -> Outcome:
     """Applies a batch in one transaction and says what it did.
 
     `heartbeats` holds at most one item for each neuron. `durables` is in the order of arrival.
+    `reopened` are sessions (neuron_id, epoch) whose streams are open.
     `oldest_point` is how far back a late report may be placed in time.
 
     Raises:
@@ -186,6 +207,8 @@ async def apply(
     """
     async with connection.transaction():
         outcome = Outcome((await _rows(connection, "SELECT now()"))[0][0])
+        if reopened:
+            await connection.execute(_REOPEN.encode(), _columns(reopened))
         if durables:
             await _apply_durables(connection, durables, oldest_point, outcome)
         if heartbeats:
