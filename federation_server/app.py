@@ -50,6 +50,10 @@ from federation_server.store.ingest_commands import ChangedCommand
 log = structlog.get_logger(__name__)
 
 
+LAST_FLUSH_S = 2.0
+"""How long the writer may take at the end of a drain that has used up its time."""
+
+
 class StartError(RuntimeError):
     """The server cannot start; the message says why and what to do."""
 
@@ -99,6 +103,7 @@ class App:
             self.sessions,
             self.metrics,
             on_change=self.health.database_changed,
+            reopen=self.writer.reopen,
         )
 
     def _commands_changed(self, changes: Sequence[ChangedCommand]) -> None:
@@ -221,14 +226,18 @@ class App:
         log.info("draining", action="server_draining", streams=len(self.sessions))
         await self.health.draining()
         limit_s = self.settings.drain_timeout.total_seconds()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit_s
         stop = asyncio.create_task(server.stop(grace=limit_s), name="grpc stop")
         for session in self.sessions:
             after = timedelta(seconds=uniform(0.0, limit_s / 2))  # noqa: S311 - jitter
             session.send(Reconnect(after, "server draining"))
             session.finish(SessionEnd.DRAINING)
-        self.watchers.wake_all()
+        self.watchers.close()
         await stop
-        await self.writer.stop(within=timedelta(seconds=limit_s))
+        left_s = max(LAST_FLUSH_S, deadline - loop.time())
+        if not await self.writer.stop(within=timedelta(seconds=left_s)):
+            self.database.abandon()
 
 
 @asynccontextmanager

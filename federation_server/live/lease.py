@@ -1,31 +1,35 @@
 """This server's lease, and with it the one place that knows whether PostgreSQL answers.
 
 Every few seconds the lease is renewed. While that fails the database counts as away: health turns
-NOT_SERVING, and the metric says so. On the same round the server looks for sessions of its own
-that are no longer the newest, and whose ending hint was missed.
+NOT_SERVING, the metric says so, and admins' calls fail at once. On the same round the server looks
+for sessions of its own that are no longer the newest, and whose ending hint was missed; and for
+those that another server closed because this one's lease had ended, and whose streams are open.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import psycopg
 import structlog
-from sqlalchemy.exc import DBAPIError
 
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.metrics import Metrics
 from federation_server.live.session import SessionEnd, Sessions
 from federation_server.store import servers
 from federation_server.store import sessions as session_store
-from federation_server.store.database import Connection, Database, first_line
+from federation_server.store.database import Connection, Database, bounded, first_line
 
 log = structlog.get_logger(__name__)
 
 RENEW_INTERVAL_S = 2.0
-RENEW_TIMEOUT_S = 3.0
+RENEW_TIMEOUT_S = 2.5
+
+
+_END = {None: SessionEnd.REVOKED, Lifecycle.DEACTIVATED: SessionEnd.DEACTIVATED}
+"""Why a session is over that is not its neuron's newest; SUPERSEDED for what is not here."""
 
 
 class DatabaseObserver(Protocol):
@@ -47,14 +51,18 @@ class Lease:
         metrics: Metrics,
         *,
         on_change: DatabaseObserver,
+        reopen: Callable[[str, int], None],
     ) -> None:
-        """`on_change` is awaited whenever PostgreSQL begins or ceases to answer."""
+        """`on_change` is awaited whenever PostgreSQL begins or ceases to answer; `reopen` is called
+        for each session (neuron_id, epoch) that is closed in the store and has an open stream.
+        """
         self._database = database
         self._server_id = server_id
         self._version = version
         self._sessions = sessions
         self._metrics = metrics
         self._on_change = on_change
+        self._reopen = reopen
         self._up: bool | None = None
         self._connection: Connection | None = None
 
@@ -67,12 +75,13 @@ class Lease:
     async def renew(self) -> None:
         """Renews once, and says whether PostgreSQL answered."""
         try:
-            async with asyncio.timeout(RENEW_TIMEOUT_S):
-                if self._connection is None:
+            if self._connection is None:
+                async with asyncio.timeout(RENEW_TIMEOUT_S):
                     self._connection = await self._database.connect("lease")
+            with bounded(self._connection, RENEW_TIMEOUT_S):
                 await servers.renew(self._connection, self._server_id, self._version)
-                await self._end_stale_sessions()
-        except (psycopg.Error, DBAPIError, TimeoutError) as error:
+                await self._compare_sessions(self._connection)
+        except (psycopg.Error, TimeoutError) as error:
             connection, self._connection = self._connection, None
             if connection is not None:
                 await connection.close()
@@ -86,29 +95,30 @@ class Lease:
         if connection is None:
             return
         try:
-            async with asyncio.timeout(RENEW_TIMEOUT_S):
+            with bounded(connection, RENEW_TIMEOUT_S):
                 await servers.leave(connection, self._server_id)
-        except (psycopg.Error, TimeoutError) as error:
+        except psycopg.Error as error:
             log.warning("lease left to end", action="lease_left", reason=first_line(error))
         finally:
             await connection.close()
 
-    async def _end_stale_sessions(self) -> None:
-        current = [(session.neuron_id, session.epoch) for session in self._sessions]
-        async with self._database.begin() as connection:
-            stale = await session_store.stale(connection, current)
-        for neuron_id, lifecycle in stale:
-            match lifecycle:
-                case None:
-                    end = SessionEnd.REVOKED
-                case Lifecycle.DEACTIVATED:
-                    end = SessionEnd.DEACTIVATED
-                case _:
-                    end = SessionEnd.SUPERSEDED
-            epoch = dict(current)[neuron_id]
-            session = self._sessions.get(neuron_id)
-            if session is not None and session.epoch == epoch:
-                session.finish(end)
+    async def _compare_sessions(self, connection: Connection) -> None:
+        """Ends the sessions that are over, and opens those again that only seemed to be."""
+        current = {session.neuron_id: session.epoch for session in self._sessions}
+        for stale in await session_store.stale(connection, list(current.items())):
+            session = self._sessions.get(stale.neuron_id)
+            if session is None or session.epoch != current[stale.neuron_id]:
+                continue
+            if not stale.newest:
+                session.finish(_END.get(stale.lifecycle, SessionEnd.SUPERSEDED))
+            elif session.end is None:
+                log.warning(
+                    "session opened again: it was closed while this server seemed dead",
+                    action="session_reopened",
+                    neuron_id=session.neuron_id,
+                    epoch=session.epoch,
+                )
+                self._reopen(session.neuron_id, session.epoch)
 
     async def _report(self, *, up: bool, reason: str) -> None:
         if up is self._up:
@@ -116,7 +126,9 @@ class Lease:
         self._up = up
         self._metrics.database_up.set(up)
         if up:
+            self._database.found()
             log.info("PostgreSQL answers", action="database_up")
         else:
+            self._database.lost()
             log.error("PostgreSQL is away", action="database_down", reason=reason)
         await self._on_change(up=up)

@@ -5,14 +5,15 @@ it dies PostgreSQL lets go of the lock, and the next one takes it.
 
 A server that has just begun to sweep waits for `patience` before it marks anybody down: after a
 restart, or an outage of PostgreSQL, the neurons need time to come back, and their silence is not
-their fault.
+their fault. The same goes for one that is late: when the time between two rounds is too long, by
+PostgreSQL's clock, this process or PostgreSQL stood still, and heartbeats with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 import structlog
@@ -21,12 +22,16 @@ from federation_server.domain.neuron import Presence
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
 from federation_server.store import commands, partitions, presence, servers
-from federation_server.store.database import Connection, Database, first_line
+from federation_server.store.database import Connection, Database, bounded, first_line
 
 log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
 HOUSEKEEPING_INTERVAL_S = 60.0
+LATE = timedelta(seconds=4)
+"""How long after a round's beginning its verdicts may be reached, and after its end the next one
+may begin."""
+
 SWEEP_TIMEOUT_S = 30.0
 RETRY_INTERVAL_S = 2.0
 _LOCK = 0x6665_6473_7765  # "fedswe"
@@ -65,7 +70,7 @@ class Sweeper:
         while True:
             try:
                 await self._turn()
-            except (psycopg.Error, TimeoutError) as error:
+            except psycopg.Error as error:
                 log.warning("sweep failed", action="sweeper_retry", reason=first_line(error))
             finally:
                 self._metrics.sweeper_active.set(0)
@@ -80,14 +85,20 @@ class Sweeper:
             log.info("sweeping", action="sweeper_active", patience_s=self._patience_s)
             began = time.monotonic()
             kept_house = -HOUSEKEEPING_INTERVAL_S
+            due = presence.NEVER
             while True:
-                async with asyncio.timeout(SWEEP_TIMEOUT_S):
+                with bounded(connection, SWEEP_TIMEOUT_S):
+                    now = await presence.clock(connection)
+                    if now > due:
+                        log.warning("late: nobody is marked down for now", action="sweeper_late")
+                        began = time.monotonic()
                     if time.monotonic() - kept_house >= HOUSEKEEPING_INTERVAL_S:
                         kept_house = time.monotonic()
                         await self._keep_house(connection)
                     if time.monotonic() - began >= self._patience_s:
-                        await self._mark_down(connection)
+                        await self._mark_down(connection, until=now + LATE)
                     await self._expire(connection)
+                    due = await presence.clock(connection) + LATE
                 await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def _locked(self, connection: Connection) -> bool:
@@ -95,12 +106,12 @@ class Sweeper:
         row = await cursor.fetchone()
         return row is not None and bool(row[0])
 
-    async def _mark_down(self, connection: Connection) -> None:
-        lost = await presence.close_lost_sessions(connection)
+    async def _mark_down(self, connection: Connection, *, until: datetime) -> None:
+        lost = await presence.close_lost_sessions(connection, until=until)
         if lost:
             log.warning("sessions of a lost server closed", action="presence_lost", sessions=lost)
         for neuron_id, now, reason in await presence.sweep(
-            connection, offline_after=self._offline_after
+            connection, offline_after=self._offline_after, until=until
         ):
             log.info(
                 "neuron went down",

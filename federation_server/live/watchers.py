@@ -17,6 +17,7 @@ class CommandWatchers:
     def __init__(self) -> None:
         """Nobody watches anything."""
         self._events: dict[str, set[asyncio.Event]] = {}
+        self.closed = False
 
     @contextmanager
     def watching(self, command_id: str) -> Iterator[asyncio.Event]:
@@ -37,8 +38,9 @@ class CommandWatchers:
             for event in self._events.get(command_id, ()):
                 event.set()
 
-    def wake_all(self) -> None:
-        """Wakes every watcher, for example to end."""
+    def close(self) -> None:
+        """Wakes every watcher, to find that this is `closed` and to end."""
+        self.closed = True
         for events in self._events.values():
             for event in events:
                 event.set()

@@ -122,6 +122,8 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
                     yield pb.ExecuteCommandResponse(command=to_command(record, transitions))
                 if record.final:
                     return
+                if self._watchers.closed:
+                    raise errors.server_draining()
                 try:
                     async with asyncio.timeout(LOOK_INTERVAL_S):
                         await changed.wait()

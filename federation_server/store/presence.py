@@ -6,10 +6,12 @@ down here: `domain/presence.py` says when; a test proves that this SQL says the 
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from federation_server.domain.neuron import Presence
 from federation_server.store.database import Connection
+
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 # A server that died could not close its sessions: their streams are lost.
 _LOST = b"""
@@ -19,7 +21,7 @@ UPDATE neuron_states s SET
     presence = 'SUSPECT',
     presence_time = CASE WHEN s.presence <> 'SUSPECT' THEN now() ELSE s.presence_time END,
     presence_reason = 'server lost'
-WHERE s.session_open
+WHERE s.session_open AND now() <= %(until)s
   AND NOT EXISTS (SELECT FROM servers v
                   WHERE v.server_id = s.server_id AND v.lease_expire_time > now())
 """
@@ -41,7 +43,7 @@ WITH judged AS (
         SELECT greatest(s.last_heartbeat_time,
                         CASE WHEN s.session_open THEN s.session_open_time END) AS time
     ) heard
-    WHERE s.presence <> 'OFFLINE'
+    WHERE s.presence <> 'OFFLINE' AND now() <= %(until)s
 )
 UPDATE neuron_states s SET
     presence = judged.verdict,
@@ -56,16 +58,28 @@ RETURNING s.neuron_id, s.presence::text, s.presence_reason
 """
 
 
-async def close_lost_sessions(connection: Connection) -> int:
-    """Closes the sessions of servers that are dead; returns how many."""
-    return (await connection.execute(_LOST)).rowcount
+async def clock(connection: Connection) -> datetime:
+    """PostgreSQL's time."""
+    row = await (await connection.execute(b"SELECT now()")).fetchone()
+    assert row is not None
+    now: datetime = row[0]
+    return now
+
+
+async def close_lost_sessions(connection: Connection, *, until: datetime = NEVER) -> int:
+    """Closes the sessions of servers that are dead; returns how many. Later than `until`, none:
+    then PostgreSQL has stood still, and the servers could not renew their leases.
+    """
+    return (await connection.execute(_LOST, {"until": until})).rowcount
 
 
 async def sweep(
-    connection: Connection, *, offline_after: timedelta
+    connection: Connection, *, offline_after: timedelta, until: datetime = NEVER
 ) -> list[tuple[str, Presence, str]]:
-    """Marks down the neurons whose time is over; returns each with its new presence and why."""
-    cursor = await connection.execute(_SWEEP, {"offline_after": offline_after})
+    """Marks down the neurons whose time is over; returns each with its new presence and why. Later
+    than `until`, none: then nobody's heartbeats could be written.
+    """
+    cursor = await connection.execute(_SWEEP, {"offline_after": offline_after, "until": until})
     return [
         (neuron_id, Presence(presence), reason)
         for neuron_id, presence, reason in await cursor.fetchall()

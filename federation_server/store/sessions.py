@@ -12,6 +12,9 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from federation_server.domain.neuron import Lifecycle
+from federation_server.store.database import Connection
+
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
@@ -44,12 +47,16 @@ class OpenedSession:
 
 # What the neuron says is running is at home there: it takes the new epoch, so that the dispatcher
 # does not send it again. Reading the spool's mark in the same snapshot may show an older one than
-# the fence leaves; the neuron then repeats messages that have no effect.
+# the fence leaves; the neuron then repeats messages that have no effect. The neuron's row is locked
+# first, as everywhere: a deactivation that has just begun is waited for, and then seen.
 _OPEN = text("""
-WITH before AS (
+WITH neuron AS MATERIALIZED (
+    SELECT neuron_id FROM neurons
+    WHERE neuron_id = :neuron_id AND lifecycle = 'ACTIVE' AND token_generation = :generation
+    FOR SHARE
+), before AS (
     SELECT s.neuron_id, s.session_open, s.server_id, s.presence
-    FROM neuron_states s JOIN neurons n USING (neuron_id)
-    WHERE s.neuron_id = :neuron_id AND n.lifecycle = 'ACTIVE' AND n.token_generation = :generation
+    FROM neuron JOIN neuron_states s USING (neuron_id)
     FOR NO KEY UPDATE OF s
 ), opened AS (
     UPDATE neuron_states s SET
@@ -71,7 +78,7 @@ WITH before AS (
 ), running AS (
     UPDATE commands c SET session_epoch = opened.session_epoch
     FROM opened,
-         unnest(cast(:command_ids AS uuid[]), cast(:attempts AS int[])) AS r (command_id, attempt)
+         unnest(cast(:command_ids AS uuid[]), cast(:attempts AS int8[])) AS r (command_id, attempt)
     WHERE c.command_id = r.command_id AND c.attempt = r.attempt AND c.neuron_id = :neuron_id
       AND c.state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
 )
@@ -110,28 +117,34 @@ async def open_session(connection: AsyncConnection, new: NewSession) -> OpenedSe
     return None if row is None else OpenedSession(*row)
 
 
-_STALE = text("""
-SELECT b.neuron_id, n.lifecycle::text
-FROM unnest(cast(:neuron_ids AS text[]), cast(:epochs AS int8[])) AS b (neuron_id, epoch)
+@dataclass(frozen=True, slots=True)
+class StaleSession:
+    """A session that is not its neuron's newest, or that is closed."""
+
+    neuron_id: str
+    newest: bool
+    """It is the newest: somebody closed it."""
+    lifecycle: Lifecycle | None
+    """None: the neuron was deleted."""
+
+
+_STALE = b"""
+SELECT b.neuron_id, coalesce(s.session_epoch = b.epoch, false), n.lifecycle::text
+FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
 LEFT JOIN neuron_states s USING (neuron_id)
 LEFT JOIN neurons n USING (neuron_id)
-WHERE s.session_epoch IS DISTINCT FROM b.epoch
-""")
+WHERE s.session_epoch IS DISTINCT FROM b.epoch OR NOT s.session_open
+"""
 
 
-async def stale(
-    connection: AsyncConnection, sessions: Sequence[tuple[str, int]]
-) -> list[tuple[str, str | None]]:
-    """Those of the sessions (neuron_id, epoch) that are no longer their neuron's newest, each
-    with its neuron's lifecycle (None: deleted).
-    """
+async def stale(connection: Connection, sessions: Sequence[tuple[str, int]]) -> list[StaleSession]:
+    """Those of the sessions (neuron_id, epoch) that the store does not have as open."""
     if not sessions:
         return []
-    rows = await connection.execute(
-        _STALE,
-        {
-            "neuron_ids": [neuron_id for neuron_id, _ in sessions],
-            "epochs": [epoch for _, epoch in sessions],
-        },
+    cursor = await connection.execute(
+        _STALE, ([neuron_id for neuron_id, _ in sessions], [epoch for _, epoch in sessions])
     )
-    return [(neuron_id, lifecycle) for neuron_id, lifecycle in rows]
+    return [
+        StaleSession(neuron_id, newest, Lifecycle(lifecycle) if lifecycle else None)
+        for neuron_id, newest, lifecycle in await cursor.fetchall()
+    ]
