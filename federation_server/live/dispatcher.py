@@ -19,7 +19,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.session import Delivery, Sessions
 from federation_server.store import commands
 from federation_server.store.commands import ClaimedCommand
-from federation_server.store.database import Connection, Database, first_line
+from federation_server.store.database import Connection, Database, bounded, first_line
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +42,7 @@ class Dispatcher:
         self._sessions = sessions
         self._metrics = metrics
         self._woken: set[str] = set()
+        self._doubtful: set[tuple[str, int]] = set()
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
 
@@ -63,7 +64,7 @@ class Dispatcher:
                 try:
                     await self._round()
                     backoff.reset()
-                except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+                except psycopg.Error as error:
                     await self._disconnect()
                     log.warning(
                         "dispatch failed, will be repeated",
@@ -71,6 +72,7 @@ class Dispatcher:
                         reason=first_line(error),
                     )
                     await asyncio.sleep(backoff.next_s())
+                    self._doubtful &= {(each.neuron_id, each.epoch) for each in self._sessions}
                     self.wake_all()
         finally:
             await self._disconnect()
@@ -82,8 +84,8 @@ class Dispatcher:
                 await self._wake.wait()
         except TimeoutError:
             if len(self._sessions):
-                async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                    connection = await self._connected()
+                connection = await self._connected()
+                with bounded(connection, CLAIM_TIMEOUT_S):
                     found = await commands.neurons_with_work(connection, self._server_id)
                 self._woken.update(found)
         self._wake.clear()
@@ -94,9 +96,16 @@ class Dispatcher:
             if (session := self._sessions.get(neuron_id)) is not None
         ]
         if sessions:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                connection = await self._connected()
-                claimed = await commands.claim(connection, self._server_id, sessions)
+            connection = await self._connected()
+            doubtful = self._doubtful.intersection(sessions)
+            # Until the answer is here nobody knows whether PostgreSQL has marked commands SENT that
+            # this server never saw.
+            self._doubtful.update(sessions)
+            with bounded(connection, CLAIM_TIMEOUT_S):
+                claimed = await commands.claim(
+                    connection, self._server_id, sessions, doubtful=doubtful
+                )
+            self._doubtful.difference_update(sessions)
             self._deliver(claimed)
 
     def _deliver(self, claimed: Sequence[ClaimedCommand]) -> None:
