@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -94,6 +94,7 @@ class Session:
         "epoch",
         "instance_id",
         "neuron_id",
+        "on_end",
         "session_id",
         "spool_id",
     )
@@ -112,6 +113,7 @@ class Session:
         self.ack_sequence = 0
         self.end: SessionEnd | None = None
         self.end_detail = ""
+        self.on_end: Callable[[], None] | None = None
         self._outbox: deque[Outgoing] = deque()
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
@@ -141,6 +143,8 @@ class Session:
         if self.end is None:
             self.end = end
             self.end_detail = detail
+            if self.on_end is not None:
+                self.on_end()
         self._wake.set()
 
     def wake(self) -> None:

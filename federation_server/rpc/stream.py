@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -30,6 +31,7 @@ from federation_server.live.session import Refusal, Session, SessionEnd, Session
 from federation_server.live.writer import Writer
 from federation_server.rpc import convert_stream, errors, limits
 from federation_server.rpc.convert import from_timestamp, to_timestamp
+from federation_server.rpc.limit_values import MAX_INTEGER
 from federation_server.store import sessions as store
 from federation_server.store.database import Database
 from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
@@ -40,6 +42,9 @@ log = structlog.get_logger(__name__)
 HELLO_TIMEOUT_S = 10.0
 FINAL_ACK_TIMEOUT_S = 10.0
 """How long the end of a stream waits for its last messages to be stored."""
+
+LAST_WORDS_TIMEOUT_S = 3.0
+"""How long a session that is over waits for its neuron to read what is written to it."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[pb.NeuronMessage, pb.FederationMessage]"
 
@@ -76,20 +81,21 @@ class NeuronStream:
             errors.Refused: the stream ends with that error.
         """
         hello = await self._hello()
-        session, opened = await self._open(hello)
+        session, opened = await self._opened(hello)
         parts = self._parts
         parts.sessions.add(session)
         parts.metrics.streams.inc()
         reader: asyncio.Task[None] | None = None
         try:
-            await self._context.write(self._welcome(session, opened))
-            parts.dispatcher.wake(session.neuron_id)
-            reader = asyncio.create_task(self._read(session), name=f"read {session.neuron_id}")
-            reader.add_done_callback(lambda _: session.wake())
-            await self._write(session, reader)
+            async with _while_it_reads(session):
+                await self._context.write(self._welcome(session, opened))
+                parts.dispatcher.wake(session.neuron_id)
+                reader = asyncio.create_task(self._read(session), name=f"read {session.neuron_id}")
+                reader.add_done_callback(lambda _: session.wake())
+                await self._write(session, reader)
         finally:
-            if reader is not None:
-                reader.cancel()
+            if reader is not None and not reader.cancel() and not reader.cancelled():
+                reader.exception()  # it has been raised, or the session had another end
             parts.metrics.streams.dec()
             parts.sessions.remove(session)
             parts.writer.close(self._closed(session))
@@ -106,6 +112,22 @@ class NeuronStream:
             raise errors.protocol_violation("the first message must be a Hello")
         limits.check(message.hello, "hello")
         return message.hello
+
+    async def _opened(self, hello: pb.Hello) -> tuple[Session, store.OpenedSession]:
+        """Opens the session. If the call ends meanwhile the session is closed again: whether it was
+        committed cannot be known before its transaction has ended.
+        """
+        opening = asyncio.create_task(self._open(hello), name="open session")
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._abandon)
+            raise
+
+    def _abandon(self, opening: asyncio.Task[tuple[Session, store.OpenedSession]]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            session, _ = opening.result()
+            self._parts.writer.close(self._closed(session))
 
     async def _open(self, hello: pb.Hello) -> tuple[Session, store.OpenedSession]:
         parts, identity = self._parts, self._identity
@@ -203,10 +225,12 @@ class NeuronStream:
             self._take_durable(session, message, kind)
 
     def _take_durable(self, session: Session, message: pb.NeuronMessage, kind: str | None) -> None:
-        faults = _durable_faults(message, kind) if kind else []
+        faults = limits.violations(message)
         payload: DurablePayload = None
         if faults:
-            self._refuse(session, message.sequence, str(kind), faults)
+            self._refuse(session, message.sequence, str(kind or ""), faults)
+            if message.sequence > MAX_INTEGER:  # nor can it be acknowledged
+                return
         elif kind == "analytics_report":
             send_time = from_timestamp(message.send_time)
             payload = convert_stream.report(message.analytics_report, send_time)
@@ -273,11 +297,21 @@ class NeuronStream:
         return ClosedItem(session.neuron_id, session.epoch, presence, reason)
 
 
-def _durable_faults(message: pb.NeuronMessage, kind: str) -> Sequence[Violation]:
-    """What is wrong with a durable message and its envelope."""
-    faults = limits.violations(getattr(message, kind), kind)
-    if not message.sequence:
-        faults.append(Violation("sequence", f"must be at least 1 with a {kind}, and is 0"))
-    if kind == "analytics_report" and not message.HasField("send_time"):
-        faults.append(Violation("send_time", f"is required with a {kind}"))
-    return faults
+@asynccontextmanager
+async def _while_it_reads(session: Session) -> AsyncIterator[None]:
+    """Lets the block go on when the session is over only for as long as a neuron that reads needs:
+    one that does not would keep its stream for ever, since a write waits for it.
+    """
+    loop = asyncio.get_running_loop()
+    patience = asyncio.timeout(None)
+    try:
+        async with patience:
+            session.on_end = lambda: patience.reschedule(loop.time() + LAST_WORDS_TIMEOUT_S)
+            if session.end is not None:
+                session.on_end()
+            yield
+    except TimeoutError:
+        if not patience.expired():
+            raise
+    finally:
+        session.on_end = None
