@@ -31,11 +31,10 @@ ADMIN_KEY = "an-admin-key-for-tests-only"
 WITHIN_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Federation:
-    """A running federation and ways to call it."""
+@dataclass(frozen=True)
+class Served:
+    """A federation that runs somewhere, whose admin key is ADMIN_KEY, and ways to call it."""
 
-    app: App
     address: str
     channel: grpc.aio.Channel
 
@@ -84,6 +83,13 @@ class Federation:
         return answer.token.token
 
 
+@dataclass(frozen=True)
+class Federation(Served):
+    """A federation that runs in this process."""
+
+    app: App
+
+
 @asynccontextmanager
 async def running(database_url: str, **settings: Any) -> AsyncIterator[Federation]:
     """A federation on that database, at free ports, with ADMIN_KEY as its key."""
@@ -95,13 +101,13 @@ async def running(database_url: str, **settings: Any) -> AsyncIterator[Federatio
     async with app.running() as port:
         address = f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(address) as channel:
-            yield Federation(app, address, channel)
+            yield Federation(address, channel, app)
 
 
 class BareNeuron:
     """A neuron's stream, message by message."""
 
-    def __init__(self, federation: Federation, token: str) -> None:
+    def __init__(self, federation: Served, token: str) -> None:
         """Opens the call and sends nothing."""
         self.call = federation.session.Connect(metadata=(("authorization", f"Bearer {token}"),))
 
@@ -152,7 +158,7 @@ class BareNeuron:
 
 @asynccontextmanager
 async def connected(
-    federation: Federation, neuron_id: str, **description: Any
+    federation: Served, neuron_id: str, **description: Any
 ) -> AsyncIterator[BareNeuron]:
     """A neuron that has registered, said Hello and been welcomed."""
     neuron = BareNeuron(federation, await federation.register(neuron_id, **description))

@@ -62,6 +62,12 @@ class FederationProcess:
         """All that it has printed, over all its starts."""
         return self._output.read_text("utf-8")
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its process since the last start."""
+        assert self._process is not None, "it was never started"
+        return self._process
+
     def start(self) -> None:
         """Starts it and waits until it serves."""
         with self._output.open("ab") as output:
@@ -84,13 +90,11 @@ class FederationProcess:
             self._end(signal.SIGKILL)
 
     def _end(self, how: signal.Signals) -> int:
-        assert self._process is not None, "it was never started"
-        self._process.send_signal(how)
-        return self._process.wait(STOPPED_WITHIN_S)
+        self.process.send_signal(how)
+        return self.process.wait(STOPPED_WITHIN_S)
 
     def _serves(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
+        if self.process.poll() is not None:
             raise RuntimeError(f"the server ended:\n{self.output}")
         with grpc.insecure_channel(self.address) as channel:
             try:
