@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 RENEW_INTERVAL_S = 2.0
 RENEW_TIMEOUT_S = 2.5
+PROBE_INTERVAL_S = 0.5
+"""How often a PostgreSQL that is away is asked whether it is back."""
 
 
 _END = {None: SessionEnd.REVOKED, Lifecycle.DEACTIVATED: SessionEnd.DEACTIVATED}
@@ -70,7 +72,7 @@ class Lease:
         """Renews until it is cancelled."""
         while True:
             await self.renew()
-            await asyncio.sleep(RENEW_INTERVAL_S)
+            await asyncio.sleep(RENEW_INTERVAL_S if self._up else PROBE_INTERVAL_S)
 
     async def renew(self) -> None:
         """Renews once, and says whether PostgreSQL answered."""

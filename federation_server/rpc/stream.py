@@ -22,7 +22,7 @@ import structlog
 
 from federation.v1 import session_service_pb2 as pb
 from federation_server.domain.access import NeuronIdentity
-from federation_server.domain.neuron import Presence
+from federation_server.domain.neuron import Lifecycle, Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
@@ -36,6 +36,7 @@ from federation_server.store import sessions as store
 from federation_server.store.database import Database
 from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
 from federation_server.store.ingest_commands import is_command_id
+from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)
 
@@ -150,6 +151,9 @@ class NeuronStream:
         async with parts.database.begin() as connection:
             opened = await store.open_session(connection, new)
             if opened is None:
+                standing = await find_standing(connection, identity.neuron_id)
+                if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
+                    raise errors.neuron_deactivated(identity.neuron_id)
                 raise errors.credential_invalid()
             if opened.previous_server_id not in {None, parts.server_id}:
                 await hint_end(

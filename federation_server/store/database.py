@@ -35,6 +35,9 @@ CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 30_000
 """How long PostgreSQL may work on one statement of an admin's call."""
 
+GRACE_S = 0.3
+"""How much longer than its bound an answer may take that has perhaps come already."""
+
 RETRY_INTERVAL_S = 2.0
 """How long `wait_until_ready` waits between two attempts."""
 
@@ -193,11 +196,18 @@ def bounded(connection: Connection, within_s: float) -> Iterator[None]:
     A timeout that cancels would not do: psycopg then asks PostgreSQL to stop the statement, and
     waits for seconds more for one that hangs.
     """
-    timer = asyncio.get_running_loop().call_later(within_s, hang_up, connection)
+    loop = asyncio.get_running_loop()
+
+    def over() -> None:
+        # Once more around the loop: if this process itself was late, the answer may be here.
+        timers.append(loop.call_later(GRACE_S, hang_up, connection))
+
+    timers = [loop.call_later(within_s, over)]
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
