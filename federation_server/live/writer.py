@@ -169,13 +169,16 @@ class Writer:
         self._backoff = Backoff(first_s=0.1, most_s=2.0)
         self._connection: Connection | None = None
 
-    def heartbeat(self, sender: Sender, item: HeartbeatItem) -> None:
-        """Takes a neuron's newest heartbeat; an older one that still waits is dropped."""
+    def heartbeat(self, sender: Sender, item: HeartbeatItem) -> bool:
+        """Takes a neuron's newest heartbeat; an older one that still waits is dropped. Says whether
+        there was one, that is, whether the neuron sends faster than is written.
+        """
         replaced = self._waiting.heartbeats.get(item.neuron_id)
         if replaced is not None:
             self._waiting.replaced.add(replaced[0])
         self._waiting.heartbeats[item.neuron_id] = (sender, item)
         self._wake.set()
+        return replaced is not None
 
     def durable(self, sender: Sender, item: DurableItem, size_bytes: int) -> None:
         """Takes a durable message; the sender should await `room` before it reads the next."""

@@ -41,6 +41,8 @@ OPTIONS = (
     # A peer that is gone is found within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # It bounds keepalive pings too, and is a minute unless it is set.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Neurons and consoles may ping each 10 s, also without a call.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

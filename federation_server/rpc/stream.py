@@ -44,6 +44,10 @@ HELLO_TIMEOUT_S = 10.0
 FINAL_ACK_TIMEOUT_S = 10.0
 """How long the end of a stream waits for its last messages to be stored."""
 
+FAST_HEARTBEAT_PAUSE_S = 0.005
+"""How long a neuron is not read that sends heartbeats faster than they are written, so that it does
+not take the others' time."""
+
 LAST_WORDS_TIMEOUT_S = 3.0
 """How long a session that is over waits for its neuron to read what is written to it."""
 
@@ -200,33 +204,37 @@ class NeuronStream:
             message: object = await read()
             if not isinstance(message, pb.NeuronMessage):  # EOF
                 return
-            take(session, message)
+            if take(session, message):
+                await asyncio.sleep(FAST_HEARTBEAT_PAUSE_S)
             if message.sequence:
                 await room()
             while session.crowded:
                 await session.drained()
 
-    def _take(self, session: Session, message: pb.NeuronMessage) -> None:
-        """Hands one message to the writer, or refuses it."""
+    def _take(self, session: Session, message: pb.NeuronMessage) -> bool:
+        """Hands one message to the writer, or refuses it. True for a heartbeat that came before the
+        last one was written.
+        """
         kind = message.WhichOneof("message")
         if kind == "heartbeat":
             beat = message.heartbeat
             if faults := limits.violations(beat, "heartbeat"):
                 self._refuse(session, 0, kind, faults)
-                return
+                return False
             item = HeartbeatItem(
                 session.neuron_id,
                 session.epoch,
                 session.instance_id,
                 convert_stream.heartbeat(beat),
             )
-            self._parts.writer.heartbeat(session, item)
-        elif kind == "goodbye":
+            return self._parts.writer.heartbeat(session, item)
+        if kind == "goodbye":
             self._goodbye = message.goodbye.reason[:1024].replace("\0", "") or "goodbye"
         elif kind == "hello":
             session.finish(SessionEnd.PROTOCOL_VIOLATION, "a second Hello")
         else:
             self._take_durable(session, message, kind)
+        return False
 
     def _take_durable(self, session: Session, message: pb.NeuronMessage, kind: str | None) -> None:
         faults = limits.violations(message)
