@@ -89,7 +89,7 @@ def failure(error: grpc.RpcError, *, server: str, timeout: float, key_source: st
         line = _without_reason(code, text, server=server, timeout=timeout)
         return CallFailure(line, code=code, details=details, sent=sent)
     lines = [f"{text or 'refused'} ({details.reason})"]
-    lines += [f"{field}: {meaning}" for field, meaning in details.violations]
+    lines += _untold(details.violations, text)
     if details.incident_id and details.incident_id not in text:
         lines.append(f"incident {details.incident_id}: the server's log says more under it")
     if details.retry_text:
@@ -104,6 +104,13 @@ def no_answer(*, server: str, timeout: float) -> CallFailure:
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     line = _without_reason(code, "", server=server, timeout=timeout)
     return CallFailure(line, code=code, details=Details(None), sent=True)
+
+
+def _untold(violations: list[tuple[str, str]], text: str) -> list[str]:
+    """A line for each violation; none for a single one that the reason has told in full."""
+    if len(violations) == 1 and all(part in text for part in violations[0]):
+        return []
+    return [f"{field}: {meaning}" for field, meaning in violations]
 
 
 def _without_reason(code: grpc.StatusCode, text: str, *, server: str, timeout: float) -> str:
@@ -124,7 +131,13 @@ def _without_reason(code: grpc.StatusCode, text: str, *, server: str, timeout: f
 
 def _never_sent(text: str) -> bool:
     """Whether gRPC says that it never had a connection."""
-    signs = ("failed to connect", "DNS resolution", "name resolution", "connections to all")
+    signs = (
+        "failed to connect",
+        "DNS resolution",
+        "name resolution",
+        "errors resolving",
+        "connections to all",
+    )
     return any(sign.lower() in text.lower() for sign in signs)
 
 

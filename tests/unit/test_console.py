@@ -198,6 +198,39 @@ def test_a_refusal_shows_reason_and_every_violation(federation: ScriptedFederati
     ]
 
 
+def test_a_single_violation_that_the_reason_tells_is_not_said_twice(
+    federation: ScriptedFederation,
+) -> None:
+    federation.answers["IssueCommand"] = Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "command.data.upto must be of type integer",
+        [
+            ErrorInfo(reason="INVALID_FIELD", domain="federation"),
+            BadRequest(
+                field_violations=[
+                    BadRequest.FieldViolation(
+                        field="command.data.upto", description="must be of type integer"
+                    )
+                ]
+            ),
+        ],
+    )
+    result = run("command", "issue", "a", "count")
+    assert result.stderr.splitlines() == [
+        "federation: command.data.upto must be of type integer (INVALID_FIELD)"
+    ]
+
+
+def test_a_server_whose_name_is_unknown_was_never_reached(federation: ScriptedFederation) -> None:
+    federation.answers["ListNeurons"] = Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "errors resolving nowhere.invalid:50051: [address lookup failed: Domain name not found]",
+    )
+    result = run("neurons", "list")
+    assert result.exit_code == 3
+    assert "no federation answers at" in result.stderr
+
+
 def test_an_incident_and_a_wait_are_shown(federation: ScriptedFederation) -> None:
     federation.answers["GetFleetOverview"] = Refusal(
         grpc.StatusCode.UNAVAILABLE,
