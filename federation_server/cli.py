@@ -7,6 +7,7 @@ else (`console/`). What a command needs is imported when it runs, so that `--hel
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, Never
@@ -83,6 +84,8 @@ def _start(**overrides: object) -> Settings:
     # A person at a terminal reads lines, whatever else reads takes JSON.
     json = settings.log_format == "json" if settings.log_format else not sys.stderr.isatty()
     logs.configure(settings.log_level, json=json)
+    # gRPC writes lines of its own to stderr; what they mean, an error's line says.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return settings
 
 
