@@ -17,6 +17,7 @@ from neuron_sdk.description import check_neuron_id, check_text, check_type
 from neuron_sdk.errors import ConfigError
 
 DEFAULT_PORT = 50051
+DEFAULT_REFUSAL_RETRY = 60.0
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 T = TypeVar("T")
@@ -59,6 +60,10 @@ class NeuronConfig:
     stop_grace: float | None = None
     """Seconds that running commands get to end when the neuron stops. Environment: STOP_GRACE.
     Default: 10."""
+    refusal_retry: float | None = None
+    """Seconds, at the least, until a neuron asks again that was refused for a reason that only a
+    person can change: not enrolled, deactivated, its id in use. Environment: REFUSAL_RETRY.
+    Default: 60."""
     spool_max_bytes: int | None = None
     """Bytes of unacknowledged messages that are kept; beyond it the oldest analytics are dropped.
     Environment: SPOOL_MAX_BYTES. Default: 64 MiB; at least 1 MiB."""
@@ -82,6 +87,7 @@ class Settings:
     metrics_port: int
     state_dir: Path
     stop_grace: float
+    refusal_retry: float
     spool_max_bytes: int
 
 
@@ -125,6 +131,9 @@ def resolve(config: NeuronConfig, environment: Mapping[str, str] | None = None) 
         state_dir=source.optional("state_dir", "STATE_DIR", _read_path, None)
         or _default_state_dir(source.environment) / neuron_id,
         stop_grace=source.optional("stop_grace", "STOP_GRACE", _number(0, 86_400), 10.0),
+        refusal_retry=source.optional(
+            "refusal_retry", "REFUSAL_RETRY", _number(0.1, 86_400), DEFAULT_REFUSAL_RETRY
+        ),
         spool_max_bytes=source.optional(
             "spool_max_bytes", "SPOOL_MAX_BYTES", _integer(2**20, 2**40), 64 * 2**20
         ),

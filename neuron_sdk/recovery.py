@@ -1,12 +1,8 @@
-"""What to do after a failure: how long to wait at the least, and what to tell whoever can help."""
+"""What to do after a failure: whether to wait long, and what to tell whoever can help."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-SLOW_S = 60.0
-"""How often a neuron asks again when only a person can help, in seconds; and what a superseded
-session waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +10,11 @@ class Recovery:
     """What follows a failure."""
 
     slow: bool = False
-    """Whether only a person, or another process, can change it."""
+    """Whether only a person, or another process, can change it: then the next try waits for
+    REFUSAL_RETRY."""
     remedy: str = ""
     """What to do, for people; "" if it will pass by itself."""
     register_again: bool = False
-
-    @property
-    def at_least_s(self) -> float:
-        """Seconds to wait before the next try, at the least."""
-        return SLOW_S if self.slow else 0.0
 
 
 def _slow(remedy: str, *, register_again: bool = False) -> Recovery:
@@ -53,6 +45,12 @@ _BY_REASON = {
     ),
     "PROTOCOL_VIOLATION": _slow("update the SDK: the server does not understand it"),
 }
+# Enrolling anew at once would revoke the other one's token in turn, for ever.
+_REVOKED = _slow(
+    "this neuron's token was revoked, by an admin or because another process enrolled with the "
+    "same NEURON_ID: give each one its own",
+    register_again=True,
+)
 _CREDENTIAL = frozenset({"CREDENTIAL_INVALID", "CREDENTIAL_EXPIRED", "NEURON_NOT_FOUND"})
 
 
@@ -65,6 +63,8 @@ def recover(reason: str, code: str, *, enrollable: bool, registering: bool) -> R
         enrollable: whether an enrollment token is set.
         registering: whether it was Register that failed.
     """
+    if reason == "CREDENTIAL_INVALID" and not registering:
+        return _REVOKED
     if reason in _CREDENTIAL or (code == "UNAUTHENTICATED" and reason not in _BY_REASON):
         if not registering:
             return Recovery(register_again=True)  # the stored token is tried, then enrollment

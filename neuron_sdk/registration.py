@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a name of the stubs' types only
     from federation.v1.session_service_pb2_grpc import SessionServiceAsyncStub
 
 RPC_TIMEOUT_S = 20.0
-MIN_REFRESH_S = 10.0
+MIN_REFRESH_S = 1.0
 _UNUSABLE = frozenset(
     {"CREDENTIAL_EXPIRED", "CREDENTIAL_INVALID", "NEURON_NOT_FOUND", "NOT_THIS_NEURON"}
 )

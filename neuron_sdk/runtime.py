@@ -261,6 +261,7 @@ class Runtime:
                 self._parts.description, settings.enrollment_token, TokenFile(self._state.token)
             ),
             enrollable=bool(settings.enrollment_token),
+            refusal_retry=settings.refusal_retry,
             spool=self._spool,
             executor=self._executor,
             intervals=self._intervals,
@@ -408,4 +409,10 @@ class Runtime:
                 error=str(error),
             )
             return None
+        _log.info(
+            "serving /health, /status and /metrics",
+            action="http.started",
+            host=settings.metrics_host,
+            port=self._http_port,
+        )
         return server

@@ -85,16 +85,18 @@ class Session:
         instance_id: str,
         registration: Registration,
         enrollable: bool,
+        refusal_retry: float,
         spool: Spool,
         executor: Executor,
         intervals: Intervals,
         vitals: Callable[[], Awaitable[Vitals]],
     ) -> None:
-        """`vitals` is asked for each heartbeat."""
+        """`vitals` is asked for each heartbeat; `refusal_retry` is Settings'."""
         self._target = target
         self._instance_id = instance_id
         self._registration = registration
         self._enrollable = enrollable
+        self._refusal_retry = refusal_retry
         self._spool = spool
         self._executor = executor
         self._intervals = intervals
@@ -169,7 +171,7 @@ class Session:
         )
         if plan.register_again:
             self._registration.forget()
-        at_least = max(plan.at_least_s, failure.retry_after)
+        at_least = max(self._refusal_retry if plan.slow else 0.0, failure.retry_after)
         problem = f"{failure}; {plan.remedy}" if plan.remedy else str(failure)
         return self._backoff.next_s(self._loop.time(), at_least=at_least), problem
 

@@ -36,7 +36,7 @@ SMALLEST = 0.05
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same behaviour at a pace that tests can wait for."""
-    monkeypatch.setattr("neuron_sdk.recovery.SLOW_S", 0.2)
+    monkeypatch.setenv("REFUSAL_RETRY", "0.2")
     monkeypatch.setattr("neuron_sdk.session.Backoff", _quick_backoff)
     monkeypatch.setattr("neuron_sdk.runtime.STALL_LIMIT_S", 0.3)
     monkeypatch.setattr("neuron_sdk.runtime._PING_S", 0.05)

@@ -14,7 +14,7 @@ from neuron_sdk.lanes import Lane
 from neuron_sdk.metrics import Metrics
 from neuron_sdk.outcome import MAX_LOG_TAIL_BYTES
 from neuron_sdk.points import Point
-from neuron_sdk.recovery import SLOW_S, recover
+from neuron_sdk.recovery import recover
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.reports import Reports, make_event
 
@@ -128,20 +128,29 @@ async def test_a_change_wakes_who_waits() -> None:
 )
 def test_what_only_a_person_can_mend_is_tried_slowly_and_says_how(reason: str, remedy: str) -> None:
     plan = recover(reason, "ANY", enrollable=True, registering=True)
-    assert plan.at_least_s == SLOW_S
+    assert plan.slow
     assert remedy in plan.remedy
 
 
 def test_what_passes_by_itself_is_tried_soon() -> None:
     plan = recover("DATABASE_UNAVAILABLE", "UNAVAILABLE", enrollable=True, registering=True)
-    assert plan.at_least_s == 0
+    assert not plan.slow
     assert not plan.register_again
 
 
-def test_a_token_that_is_refused_on_the_stream_is_replaced_at_once() -> None:
-    plan = recover("CREDENTIAL_INVALID", "UNAUTHENTICATED", enrollable=True, registering=False)
+def test_a_token_that_has_expired_is_replaced_at_once() -> None:
+    plan = recover("CREDENTIAL_EXPIRED", "UNAUTHENTICATED", enrollable=True, registering=False)
     assert plan.register_again
-    assert plan.at_least_s == 0
+    assert not plan.slow
+
+
+def test_a_token_that_was_revoked_is_replaced_slowly_because_its_new_owner_would_do_the_same() -> (
+    None
+):
+    plan = recover("CREDENTIAL_INVALID", "UNAUTHENTICATED", enrollable=True, registering=False)
+    assert plan.slow
+    assert plan.register_again
+    assert "same NEURON_ID" in plan.remedy
 
 
 # ---- context
