@@ -62,8 +62,8 @@ def parse_url(text: str) -> URL:
     remedy = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
         url = make_url(text)
-    except ArgumentError as error:
-        raise DatabaseUrlError(f"DATABASE_URL is not a URL: {remedy}") from error
+    except (ArgumentError, ValueError):  # whose texts may quote a password
+        raise DatabaseUrlError(f"DATABASE_URL is not a URL: {remedy}") from None
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
         raise DatabaseUrlError(f"DATABASE_URL is of {url.drivername!r}: {remedy}")
     if not url.database:

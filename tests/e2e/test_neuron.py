@@ -298,14 +298,14 @@ async def test_the_ten_lines_register_come_online_and_run_a_command_with_progres
             step.command
             async for step in served.command.ExecuteCommand(
                 command_service_pb2.ExecuteCommandRequest(
-                    command=spec("ten", "run_task", input_source="orders", limit=30_000)
+                    command=spec("ten", "run_task", input_source="orders", limit=200_000)
                 ),
                 metadata=served.admin,
                 timeout=60,
             )
         ]
         assert seen[-1].state == State.COMMAND_STATE_SUCCEEDED
-        assert MessageToDict(seen[-1].response) == {"processed_records": 30_000}
+        assert MessageToDict(seen[-1].response) == {"processed_records": 200_000}
         fractions = [step.progress.fraction for step in seen if step.HasField("progress")]
         assert any(0 < fraction < 1 for fraction in fractions)
         assert fractions == sorted(fractions)

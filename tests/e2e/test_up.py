@@ -224,6 +224,7 @@ def test_a_data_folder_in_use_is_one_line_that_says_what_to_do(folder: Path) -> 
     [
         ("mysql://localhost/x", "postgresql://"),
         ("nonsense", "postgresql://"),
+        ("postgresql://127.0.0.1:port/x", "postgresql://"),
         ("postgresql://localhost", "database"),
     ],
 )
