@@ -13,6 +13,7 @@ from typing import Any
 
 from neuron_sdk.outcome import MAX_LOG_TAIL_BYTES
 from neuron_sdk.payload import clean_text, tail_bytes
+from neuron_sdk.redaction import redact_fields, redact_text
 
 MAX_PROGRESS_MESSAGE = 1024
 
@@ -135,8 +136,9 @@ class CommandLog:
     def _add(self, level: str, event: str, fields: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         word = "ERROR" if level == "exception" else level.upper()
-        said = "".join(f" {key}={value!r}" for key, value in fields.items())
-        line = f"{now} {word} {event}{said}"[-MAX_LOG_TAIL_BYTES:]
+        # The result is kept and shown by the federation, so it holds no more than the log does.
+        said = "".join(f" {key}={value!r}" for key, value in redact_fields(fields).items())
+        line = f"{now} {word} {redact_text(event)}{said}"[-MAX_LOG_TAIL_BYTES:]
         with self._lock:
             self._lines.append(line)
             self._size += len(line) + 1

@@ -18,6 +18,7 @@ from neuron_sdk.payload import (
     clean_text,
     plain_object,
 )
+from neuron_sdk.redaction import redact_text
 
 MAX_LOG_TAIL_BYTES = 16 * 2**10
 
@@ -105,5 +106,7 @@ def from_exception(error: BaseException) -> CommandOutcome:
         message = str(error)
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
         message = f"(its message raised {type(broken).__name__})"
+    # Nobody meant this text for operators: drivers put their whole URL into it.
+    message = redact_text(message)
     name = type(error).__qualname__
     return failed("HANDLER_RAISED", f"{name}: {message}" if message else name)

@@ -64,6 +64,11 @@ def redact(value: object) -> Plain:
     return _redact(value, _MAX_DEPTH)
 
 
+def redact_fields(fields: Mapping[str, object]) -> dict[str, Plain]:
+    """A log line's fields as plain data without secrets."""
+    return {key: _redact_item(key, value, _MAX_DEPTH) for key, value in fields.items()}
+
+
 def _redact(value: object, depth: int) -> Plain:
     match value:
         case None | bool():

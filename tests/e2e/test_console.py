@@ -144,7 +144,7 @@ def test_a_filter_that_is_wrong_is_explained(console: Console, neuron: PlainNeur
     code, output, errors = console.run("neurons", "list", "--filter", "type = = x")
     assert (code, output) == (1, "")
     assert "INVALID_FIELD" in errors
-    assert "filter:" in errors
+    assert "filter at character 8" in errors
 
 
 def test_a_neuron_that_is_not_there_is_one_line(console: Console) -> None:

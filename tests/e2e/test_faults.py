@@ -390,12 +390,16 @@ async def test_of_two_processes_with_one_id_on_two_servers_the_older_is_told_and
             newer = BareNeuron(elsewhere, token)
             assert (await newer.hello(spool_id="newer")).epoch == 2
             await newer.send(sequence=1, send_time=now(), analytics_report=report("twin", 1.0))
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it may know already
+            codes = {grpc.StatusCode.ABORTED}
+            try:
                 late = report("twin", 100.0)
                 await older.send(sequence=1, send_time=now(), analytics_report=late)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # The end came while it wrote: grpc's client puts INTERNAL in the status's place.
+                codes.add(grpc.StatusCode.INTERNAL)
             await newer.acked(1)
             code, _ = await older.end()
-            assert code is grpc.StatusCode.ABORTED
+            assert code in codes
             assert total(doomed, "twin") == 1.0
             state = await shown(served, "twin")
             assert (state.presence, state.session.epoch) == (ONLINE, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import clean_environment, free_port
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED_WITHIN_S = 30.0
@@ -93,10 +94,15 @@ class NeuronProcess:
                 stderr=subprocess.STDOUT,
             )
 
-    def stop(self) -> int:
+    async def stop(self) -> int:
         """SIGTERM. Returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOPPED_WITHIN_S)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Waits for its end. Returns its exit status."""
+        # In a thread: what it needs for its end may run in the test's loop.
+        return await asyncio.to_thread(self.process.wait, STOPPED_WITHIN_S)
 
     def kill(self) -> None:
         """SIGKILL, if it runs."""
@@ -109,14 +115,18 @@ class NeuronProcess:
         """Whether it runs."""
         return self.process.poll() is None
 
-    def page(self, path: str) -> tuple[int, str]:
+    async def page(self, path: str) -> tuple[int, str]:
         """The status and the body of one of its pages; waits until somebody answers there."""
         url = f"http://127.0.0.1:{self.http_port}{path}"
-        return eventually_sync(lambda: _get(url), within=20, describe=f"{url} answers")
 
-    def health(self) -> tuple[int, dict[str, Any]]:
+        async def get() -> tuple[int, str] | None:
+            return await asyncio.to_thread(_get, url)
+
+        return await eventually(get, within=20, describe=f"{url} answers")
+
+    async def health(self) -> tuple[int, dict[str, Any]]:
         """What /health says."""
-        status, body = self.page("/health")
+        status, body = await self.page("/health")
         return status, json.loads(body)
 
 

@@ -40,7 +40,7 @@ async def hold(ctx: CommandContext) -> dict[str, int]:
 @neuron.command()
 def raising(ctx: CommandContext) -> None:
     ctx.log.info("looking for the row", password="hunter2-in-a-log")
-    raise ValueError("no such row")
+    raise ValueError("no such row in postgresql://app:hunter3@db/rows")
 
 
 @neuron.command()
