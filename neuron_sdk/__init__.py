@@ -15,6 +15,7 @@ for `neuron_sdk.testing`.
 
 from __future__ import annotations
 
+from neuron_sdk import checks
 from neuron_sdk.config import NeuronConfig
 from neuron_sdk.context import CommandContext, CommandLog
 from neuron_sdk.dependencies import DependencyResult, DependencyState
@@ -63,5 +64,6 @@ __all__ = [
     "ResourceRequirements",
     "StateDirInUse",
     "__version__",
+    "checks",
     "default_health_score",
 ]

@@ -13,11 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuron_sdk.errors import ConfigError, HandlerError, LifecycleError
-from neuron_sdk.neuron import Neuron
+from neuron_sdk.neuron import EXIT_CONFIG, Neuron
 from neuron_sdk.version import __version__
-
-EXIT_USAGE = 2
-
 
 class _Unusable(Exception):
     """The argument does not lead to a neuron."""
@@ -28,11 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         neuron = find(options.target)
-        neuron.settings()
-        neuron.run()
+        if not neuron.has_run:  # else its module called run() itself, and it has been stopped
+            neuron.run()
     except (_Unusable, ConfigError, HandlerError, LifecycleError) as error:
         sys.stderr.write(f"neuron: {error}\n")
-        return EXIT_USAGE
+        return EXIT_CONFIG
     return 0
 
 

@@ -16,7 +16,7 @@ class NeuronError(Exception):
 
 class ConfigError(NeuronError):
     """A setting cannot be used. Its text names the setting (an argument of `Neuron`, or an
-    environment variable) and says what to do. `neuron run` ends with exit code 2.
+    environment variable) and says what to do. `neuron.run()` ends the process with exit code 2.
     """
 
 

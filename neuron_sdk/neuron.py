@@ -5,6 +5,7 @@ four ways to start it, and the service's own numbers while it runs.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 STOP_TIMEOUT_S = 40.0
+EXIT_CONFIG = 2
 _DEFAULT_HEARTBEAT_TIMEOUT_S = 120.0
 
 
@@ -280,14 +282,20 @@ class Neuron:
     def run(self) -> None:
         """Run until SIGTERM, SIGINT (twice: at once) or a command stops it. In the main thread.
 
+        The process is the neuron's: a setting that cannot be used ends it with exit code 2 and one
+        line on stderr.
+
         Raises:
-            ConfigError: a setting cannot be used.
             LifecycleError: it runs already, or this is not the main thread.
         """
         lifecycle.refuse_isolated()
-        self.settings()
-        self._configure_logging()
-        lifecycle.run_in_main_thread(self)
+        try:
+            self.settings()
+            self._configure_logging()
+            lifecycle.run_in_main_thread(self)
+        except ConfigError as error:
+            sys.stderr.write(f"neuron: {error}\n")
+            raise SystemExit(EXIT_CONFIG) from None
 
     async def serve(self) -> None:
         """Run in this event loop until it is told to stop, or cancelled. No signal is touched.
@@ -323,6 +331,11 @@ class Neuron:
             background.stop(timeout)
         elif self._runtime is not None:
             self._runtime.request_stop("stopped by the program")
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has been started, in whatever way; it may have stopped since."""
+        return self._runtime is not None
 
     def settings(self) -> Settings:
         """Every setting as it would be used now. Raises ConfigError."""

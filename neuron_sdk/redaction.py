@@ -32,7 +32,10 @@ _IN_TEXT = (
     # The federation's own: enrollment tokens and admin keys.
     (re.compile(r"(?<![A-Za-z0-9])(?:fet|fak)_[\w-]{8,}"), REDACTED),
     (
-        re.compile(r"""(authorization["']?\s*[=:]\s*)(?:\w+\s+)?\S+""", re.IGNORECASE),
+        # But no placeholder, as in `authorization: Bearer <token>`: that tells people what to send.
+        re.compile(
+            r"""(authorization["']?\s*[=:]\s*)(?!(?:\w+\s+)?<)(?:\w+\s+)?\S+""", re.IGNORECASE
+        ),
         rf"\1{REDACTED}",
     ),
     (re.compile(r"\b(bearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE), rf"\1{REDACTED}"),

@@ -404,7 +404,8 @@ class Runtime:
             self._http_port = server.start()
         except OSError as error:
             _log.error(
-                "the neuron goes on without /health, /status and /metrics",
+                "the neuron goes on without /health, /status and /metrics: set METRICS_PORT to a "
+                "free port, or to 0 for any",
                 action="http.off",
                 error=str(error),
             )

@@ -187,7 +187,8 @@ def credential_missing() -> Refused:
     """The call carries no credential."""
     return Refused(
         ErrorReason.ERROR_REASON_CREDENTIAL_MISSING,
-        "this call needs a credential: send it as `authorization: Bearer …` in the metadata",
+        "this call needs a credential: send `authorization: Bearer <token>` in its metadata, or an "
+        "admin's `x-admin-key: <key>`",
     )
 
 

@@ -273,6 +273,26 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(
     assert len(stderr.splitlines()) == 1, stderr
 
 
+def test_a_script_with_a_setting_that_is_wrong_ends_with_one_line_and_exit_code_2(
+    spawn: Spawn, script: Path
+) -> None:
+    process = spawn(str(script), HEARTBEAT_INTERVAL="never")
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "HEARTBEAT_INTERVAL 'never'" in stderr
+    assert len(stderr.splitlines()) == 1, stderr
+
+
+def test_a_script_that_runs_its_neuron_itself_is_run_once_by_neuron_run(
+    federation: FakeFederation, spawn: Spawn, script: Path
+) -> None:
+    process = spawn("-m", "neuron_sdk.cli", "run", script.name)
+    federation.wait_connected(N, within=20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert len(federation.neurons[N].hellos) == 1
+
+
 def test_a_second_neuron_on_the_same_state_is_refused_by_name(
     federation: FakeFederation, spawn: Spawn, script: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_what_looks_like_a_secret_is_taken_out_of_a_text(text: str, left: str) -
     "text",
     [
         "http://localhost:8080/health",
+        "send `authorization: Bearer <token>` in its metadata, or an admin's `x-admin-key: <key>`",
         "basic authentication is off",
         "buffet_reservation_made",
         "user@example.org wrote at 12:30",
