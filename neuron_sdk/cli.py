@@ -16,6 +16,7 @@ from neuron_sdk.errors import ConfigError, HandlerError, LifecycleError
 from neuron_sdk.neuron import EXIT_CONFIG, Neuron
 from neuron_sdk.version import __version__
 
+
 class _Unusable(Exception):
     """The argument does not lead to a neuron."""
 

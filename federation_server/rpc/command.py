@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from federation.v1 import command_service_pb2 as pb
 from federation.v1 import command_service_pb2_grpc as pb_grpc
 from federation_server.domain import json_schema
-from federation_server.domain.access import Admin
 from federation_server.domain.command import DEFAULT_EXPIRY, DEFAULT_PRIORITY
 from federation_server.domain.neuron import JsonObject, Lifecycle
 from federation_server.domain.violation import Violation
@@ -135,7 +134,11 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> store.CommandRecord:
         admin = auth.current_admin()
         data = from_struct(spec.data)
+        request_hash = hashlib.sha256(spec.SerializeToString(deterministic=True)).digest()
         async with self._database.begin() as connection:
+            known = await store.find_request(connection, admin.name, request_id)
+            if known is not None:
+                return _same(known, request_hash, request_id)
             target = await store.target(connection, spec.neuron_id)
             if target is None:
                 raise errors.neuron_not_found(spec.neuron_id)
@@ -145,26 +148,33 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
             if not spec.allow_unadvertised:
                 _check_data(advertised, spec, data)
             now = await current_time(connection)
-            new = _new_command(spec, data, advertised, admin=admin, request_id=request_id, now=now)
+            new = _new_command(
+                spec,
+                data,
+                advertised,
+                issuer=admin.name,
+                request_id=request_id,
+                request_hash=request_hash,
+                now=now,
+            )
             if dry_run:
                 return store.preview(new, now)
-            record, request_hash, made = await store.insert_command(connection, new)
-            if request_hash != new.request_hash:
-                raise errors.request_id_reused(request_id)
-            elsewhere = target.server_id not in {None, self._server_id}
-            if made and elsewhere:
+            record = await store.insert_command(connection, new)
+            if record is None:  # the same request came at the same time, and was first
+                known = await store.find_request(connection, admin.name, request_id)
+                return _same(known, request_hash, request_id)
+            if target.server_id not in {None, self._server_id}:
                 await hint_dispatch(connection, str(target.server_id), spec.neuron_id)
-        if made:
-            self._metrics.commands_issued.inc()
-            self._dispatcher.wake(spec.neuron_id)
-            log.info(
-                "command issued",
-                action="command_issued",
-                command_id=record.command_id,
-                neuron_id=record.neuron_id,
-                type=record.type,
-                issuer=record.issuer,
-            )
+        self._metrics.commands_issued.inc()
+        self._dispatcher.wake(spec.neuron_id)
+        log.info(
+            "command issued",
+            action="command_issued",
+            command_id=record.command_id,
+            neuron_id=record.neuron_id,
+            type=record.type,
+            issuer=record.issuer,
+        )
         return record
 
 
@@ -173,6 +183,15 @@ async def _get(connection: AsyncConnection, command_id: str) -> store.CommandRec
     if record is None:
         raise errors.command_not_found(command_id)
     return record
+
+
+def _same(
+    known: tuple[store.CommandRecord, bytes] | None, request_hash: bytes, request_id: str
+) -> store.CommandRecord:
+    """The command that a repeated request has made before."""
+    if known is None or known[1] != request_hash:
+        raise errors.request_id_reused(request_id)
+    return known[0]
 
 
 def _advertised(target: store.Target, command_type: str) -> JsonObject | None:
@@ -197,8 +216,9 @@ def _new_command(
     data: JsonObject,
     advertised: JsonObject | None,
     *,
-    admin: Admin,
+    issuer: str,
     request_id: str,
+    request_hash: bytes,
     now: datetime,
 ) -> store.NewCommand:
     not_before = optional_time(spec, "not_before_time")
@@ -215,9 +235,9 @@ def _new_command(
         raise errors.invalid_fields([Violation(*fault) for fault in faults])
     return store.NewCommand(
         neuron_id=spec.neuron_id,
-        issuer=admin.name,
+        issuer=issuer,
         request_id=request_id or None,
-        request_hash=hashlib.sha256(spec.SerializeToString(deterministic=True)).digest(),
+        request_hash=request_hash,
         type=spec.type,
         data=data,
         control=bool(advertised and advertised.get("control")),

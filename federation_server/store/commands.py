@@ -126,13 +126,25 @@ async def target(connection: AsyncConnection, neuron_id: str) -> Target | None:
     return Target(row.lifecycle, row.command_types, row.server_id if row.session_open else None)
 
 
-async def insert_command(
-    connection: AsyncConnection, new: NewCommand
-) -> tuple[CommandRecord, bytes, bool]:
-    """Puts a command into the ledger, unless its issuer has used its request_id before.
+async def find_request(
+    connection: AsyncConnection, issuer: str, request_id: str | None
+) -> tuple[CommandRecord, bytes] | None:
+    """The command that its issuer made with that request_id, and the hash of that request."""
+    if not request_id:
+        return None
+    stored = commands.c
+    row = (
+        await connection.execute(
+            select(*RECORD_COLUMNS, stored.request_hash).where(
+                stored.issuer == issuer, stored.request_id == request_id
+            )
+        )
+    ).one_or_none()
+    return None if row is None else (_record(row), row.request_hash)
 
-    Returns the command, the hash of the request that made it, and whether this call made it.
-    """
+
+async def insert_command(connection: AsyncConnection, new: NewCommand) -> CommandRecord | None:
+    """Puts a command into the ledger; None if its issuer has used its request_id before."""
     values: dict[str, Any] = {name: getattr(new, name) for name in NewCommand.__slots__}
     made = (
         await connection.execute(
@@ -147,28 +159,21 @@ async def insert_command(
             .returning(*RECORD_COLUMNS)
         )
     ).one_or_none()
-    if made is not None:
-        record = _record(made)
-        await connection.execute(
-            insert(command_transitions).values(
-                command_id=record.command_id,
-                revision=record.revision,
-                state=record.state,
-                transition_time=record.create_time,
-                attempt=0,
-                actor=f"admin:{new.issuer}",
-                reason="",
-            )
+    if made is None:
+        return None
+    record = _record(made)
+    await connection.execute(
+        insert(command_transitions).values(
+            command_id=record.command_id,
+            revision=record.revision,
+            state=record.state,
+            transition_time=record.create_time,
+            attempt=0,
+            actor=f"admin:{new.issuer}",
+            reason="",
         )
-        return record, new.request_hash, True
-    row = (
-        await connection.execute(
-            select(*RECORD_COLUMNS, commands.c.request_hash).where(
-                commands.c.issuer == new.issuer, commands.c.request_id == new.request_id
-            )
-        )
-    ).one()
-    return _record(row), row.request_hash, False
+    )
+    return record
 
 
 def preview(new: NewCommand, now: datetime) -> CommandRecord:

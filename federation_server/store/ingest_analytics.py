@@ -17,7 +17,8 @@ SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, now()
 FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
      AS b (neuron_id, name, kind, labels, unit)
 ORDER BY neuron_id, name, kind, labels
-ON CONFLICT (neuron_id, name, kind, labels) DO UPDATE
+ON CONFLICT (neuron_id, name, kind, jsonb_hash_extended(labels, 0), jsonb_hash_extended(labels, 1))
+DO UPDATE
 SET last_report_time = excluded.last_report_time, unit = excluded.unit
 RETURNING series_id, neuron_id, name, kind::text, labels
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,7 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from federation.v1 import command_pb2, command_service_pb2, neuron_pb2
+from federation.v1 import command_pb2, command_service_pb2, fleet_service_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.command_pb2 import CommandState
 from tests.support.federation import BareNeuron, Federation, connected, running
@@ -225,6 +226,21 @@ async def test_the_same_request_id_gives_the_same_command(federation: Federation
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await issue(federation, spec(priority=9), request_id=request_id)
     assert details(caught.value)[0] == "REQUEST_ID_REUSED"
+
+
+async def test_a_repeated_request_finds_its_command_whatever_has_become_of_the_neuron_and_the_time(
+    federation: Federation,
+) -> None:
+    await federation.register("n")
+    request_id, wanted = str(uuid.uuid4()), spec()
+    wanted.expire_time.FromMilliseconds(round((time.time() + 1.0) * 1000))
+    first = await issue(federation, wanted, request_id=request_id)
+    await federation.fleet.DeactivateNeuron(
+        fleet_service_pb2.DeactivateNeuronRequest(neuron_id="n"), metadata=federation.admin
+    )
+    await eventually(lambda: time.time() > wanted.expire_time.ToMilliseconds() / 1000)
+    again = await issue(federation, wanted, request_id=request_id)
+    assert again.command_id == first.command_id
 
 
 async def test_a_dry_run_checks_everything_and_changes_nothing(federation: Federation) -> None:

@@ -43,7 +43,7 @@ async def issue(
 ) -> str:
     now = datetime.now(UTC)
     async with database.begin() as connection:
-        record, _, _ = await commands.insert_command(
+        record = await commands.insert_command(
             connection,
             NewCommand(
                 neuron_id=NEURON,
@@ -59,6 +59,7 @@ async def issue(
                 run_timeout=None,
             ),
         )
+    assert record is not None
     return record.command_id
 
 
@@ -188,7 +189,9 @@ async def test_the_same_request_id_issues_once(database: Database) -> None:
         run_timeout=None,
     )
     async with database.begin() as connection:
-        first, _, made = await commands.insert_command(connection, new)
-        second, request_hash, made_again = await commands.insert_command(connection, new)
-    assert (made, made_again, request_hash) == (True, False, b"h")
-    assert second.command_id == first.command_id
+        made = await commands.insert_command(connection, new)
+        made_again = await commands.insert_command(connection, new)
+        known = await commands.find_request(connection, new.issuer, new.request_id)
+    assert made is not None
+    assert made_again is None
+    assert known == (made, b"h")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -83,7 +84,7 @@ def durable(epoch: int, sequence: int, payload: ingest.DurablePayload) -> Durabl
 
 async def issue(database: Database) -> CommandRecord:
     async with database.begin() as connection:
-        record, _, _ = await commands.insert_command(
+        record = await commands.insert_command(
             connection,
             NewCommand(
                 neuron_id=NEURON,
@@ -99,6 +100,7 @@ async def issue(database: Database) -> CommandRecord:
                 run_timeout=None,
             ),
         )
+    assert record is not None
     return record
 
 
@@ -155,6 +157,22 @@ async def test_a_replayed_report_counts_once(database: Database, connection: Con
     again = await apply(connection, durables=(*items, durable(epoch, 3, counter_report(4.0))))
     assert again.marks == {(NEURON, "spool-1"): 3}
     assert (await one(database, "SELECT sum(value) AS s FROM metric_points"))["s"] == 9.0
+
+
+async def test_labels_of_the_largest_size_are_stored_and_found_again(
+    database: Database, connection: Connection
+) -> None:
+    # As random as labels can be: PostgreSQL packs what repeats.
+    labels = {f"{secrets.token_hex(32)[:63]}": secrets.token_hex(128) for _ in range(16)}
+    point = MetricPoint("rows", MetricKind.COUNTER, "rows", labels, 1.0)
+    epoch = (await open_session(database, NEURON)).epoch
+    for sequence in (1, 2):
+        report = AnalyticsReport(timedelta(), [point], [])
+        await apply(connection, durables=(durable(epoch, sequence, report),))
+    stored = await one(
+        database, "SELECT count(DISTINCT series_id) AS series, sum(value) AS sum FROM metric_points"
+    )
+    assert (stored["series"], stored["sum"]) == (1, 2.0)
 
 
 async def test_a_report_is_placed_in_time_by_its_age(
