@@ -1,12 +1,14 @@
 # Everything a developer runs. Works with GNU make 3.81 (macOS) and later; `make` lists the targets.
 #
-# Two environments: .venv to work in, and .venv-build that generates the stubs, because the generator
-# needs an older protobuf than the server runs on. Both are pinned and hashed in requirements/.
+# Three environments: .venv to work in; .venv-build that generates the stubs, because the generator
+# needs an older protobuf than the server runs on; .venv-bench with what `make bench` compares the
+# federation with. All are pinned and hashed in requirements/.
 
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BUILD := .venv-build
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all:
 PROTOS := $(wildcard proto/federation/v1/*.proto)
@@ -15,6 +17,7 @@ PROTOS := $(wildcard proto/federation/v1/*.proto)
 LOCKED := $(VENV)/.locked
 INSTALLED := $(VENV)/.installed
 BUILD_LOCKED := $(BUILD)/.locked
+BENCH_LOCKED := $(BENCH)/.locked
 STUBS := federation/.generated
 
 .DEFAULT_GOAL := help
@@ -77,11 +80,11 @@ format: install ## rewrite Python and proto files in the common format
 proto: $(BUILD_LOCKED) ## generate the stubs again
 	@$(call generate_stubs)
 
-bench: install ## measure; prints figures, proves nothing
+bench: install $(BENCH_LOCKED) ## measure; prints figures, proves nothing
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove everything that make made, but not the federation's data
-	rm -rf $(VENV) $(BUILD) federation dist build .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BUILD) $(BENCH) federation dist build .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- how install works ---
@@ -115,6 +118,12 @@ $(BUILD_LOCKED): requirements/build.lock
 	@$(BUILD)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/build.lock
 	@touch $@
 
+$(BENCH_LOCKED): requirements/bench.lock
+	@$(call make_venv,$(BENCH))
+	@echo "Installing what the figures are compared with into $(BENCH) …"
+	@$(BENCH)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/bench.lock
+	@touch $@
+
 # The folder's own time tells of a file that was removed.
 $(STUBS): $(BUILD_LOCKED) hatch_build.py proto/federation/v1 $(PROTOS)
 	@echo "Generating the stubs from proto/ …"
@@ -138,5 +147,6 @@ lock: ## pin the developers' packages anew (ARGS=--upgrade for newer ones)
 	@$(call make_venv,$(BUILD))
 	@$(BUILD)/bin/python $(PIP_INSTALL) uv
 	$(UV) pyproject.toml --extra server --group dev -o requirements/dev.lock
+	$(UV) --group bench -o requirements/bench.lock
 	@$(BUILD)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $(BUILD)/build.in
 	$(UV) $(BUILD)/build.in --no-annotate -o requirements/build.lock

@@ -1,30 +1,20 @@
-"""`make bench`: start-up, resident memory, and the fleet's cost beside a bare echo.
+"""`make bench`: start-up, resident memory, the fleet's cost beside a bare echo, and commands.
 
-python -m benchmarks [--neurons N] [--seconds S] [--rounds R]
+python -m benchmarks [--neurons N] [--seconds S] [--rounds R] …
 """
 
 from __future__ import annotations
 
-import platform
+import argparse
 import statistics
 import time
 
-import psutil
-
-from benchmarks import fleet
+from benchmarks import commands, fleet
+from benchmarks.machine import machine
 from benchmarks.processes import Served, federation
 
 STARTS = 3
 SETTLE_S = 5.0
-
-
-def machine() -> str:
-    """What the figures were taken on."""
-    memory_gib = psutil.virtual_memory().total / 2**30
-    return (
-        f"{psutil.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()}"
-        f" {platform.release().split('-')[0]}, CPython {platform.python_version()}"
-    )
 
 
 def idle() -> None:
@@ -57,7 +47,13 @@ def _neuron_rss_mb(served: Served) -> float:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    fleet.add_options(parser)
+    commands.add_options(parser)
+    arguments = parser.parse_args()
     print(f"machine: {machine()}\n")
     idle()
     print()
-    fleet.main()
+    fleet.run(arguments)
+    print()
+    commands.run(arguments)

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
@@ -52,13 +53,20 @@ class Measured:
     flush_p99_ms: float
 
 
-async def register(served: Served, names: list[str]) -> dict[str, str]:
-    """Registers the neurons; gives each one's token."""
+async def enrollment_token(served: Served) -> str:
+    """An enrollment token's secret."""
     admin = (("x-admin-key", served.admin_key),)
     async with grpc.aio.insecure_channel(served.address) as channel:
         made = await access_service_pb2_grpc.AccessServiceStub(channel).CreateEnrollmentToken(
             access_service_pb2.CreateEnrollmentTokenRequest(description="bench"), metadata=admin
         )
+    return made.secret
+
+
+async def register(served: Served, names: list[str]) -> dict[str, str]:
+    """Registers the neurons; gives each one's token."""
+    secret = await enrollment_token(served)
+    async with grpc.aio.insecure_channel(served.address) as channel:
         stub = session_service_pb2_grpc.SessionServiceStub(channel)
         gate = asyncio.Semaphore(REGISTERING_AT_ONCE)
 
@@ -66,14 +74,25 @@ async def register(served: Served, names: list[str]) -> dict[str, str]:
             async with gate:
                 answer = await stub.Register(
                     session_service_pb2.RegisterRequest(
-                        description=neuron_pb2.NeuronDescription(neuron_id=name, type="bench"),
-                        enrollment_token=made.secret,
+                        description=neuron_pb2.NeuronDescription(
+                            neuron_id=name,
+                            type="bench",
+                            command_types=[neuron_pb2.CommandType(type="bench")],
+                        ),
+                        enrollment_token=secret,
                         request_id=str(uuid.uuid4()),
                     )
                 )
                 return name, answer.token.token
 
         return dict(await asyncio.gather(*(one(name) for name in names)))
+
+
+def write_tokens(served: Served, neurons: int, file: IO[str]) -> None:
+    """Registers so many neurons, and writes their tokens for the swarms."""
+    names = [f"bench-{number:05d}" for number in range(neurons)]
+    json.dump(asyncio.run(register(served, names)), file)
+    file.flush()
 
 
 @contextmanager
@@ -108,6 +127,20 @@ def swarms(
             process.wait()
 
 
+def go(running: list[subprocess.Popen[str]]) -> None:
+    """Begins the heartbeats of connected swarms."""
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+def end(running: list[subprocess.Popen[str]]) -> tuple[int, int]:
+    """Stops the swarms; says how many heartbeats they have sent and how many streams they lost."""
+    results = [json.loads(process.communicate()[0]) for process in running]
+    return sum(each["sent"] for each in results), sum(each["lost"] for each in results)
+
+
 def measure(served: Served, arguments: argparse.Namespace, tokens: Path | None) -> Measured:
     """Loads one server and says what it cost."""
     empty_mb = served.rss_mb()
@@ -116,22 +149,15 @@ def measure(served: Served, arguments: argparse.Namespace, tokens: Path | None) 
         streams_kib = (served.rss_mb() - empty_mb) * 1e6 / 1024 / arguments.neurons
         before = scrape(served)
         cpu, database_cpu = served.cpu_s(), served.database_cpu_s()
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        go(running)
         time.sleep(arguments.seconds)
         cpu, database_cpu = served.cpu_s() - cpu, served.database_cpu_s() - database_cpu
-        results = []
-        for process in running:
-            output, _ = process.communicate()
-            results.append(json.loads(output))
+        sent, lost = end(running)
         time.sleep(0.5)
         after = scrape(served)
-    sent = sum(result["sent"] for result in results)
     return Measured(
         heartbeats=sent,
-        lost=sum(result["lost"] for result in results),
+        lost=lost,
         cpu_us=cpu / max(sent, 1) * 1e6,
         database_cpu_us=database_cpu / max(sent, 1) * 1e6,
         stored=int(after.get("heartbeats", 0) - before.get("heartbeats", 0)),
@@ -165,24 +191,24 @@ def scrape(served: Served) -> dict[str, float]:
 def run_round(arguments: argparse.Namespace) -> tuple[Measured, Measured]:
     """The federation and the echo, one after the other."""
     with federation() as served, tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        names = [f"bench-{number:05d}" for number in range(arguments.neurons)]
-        json.dump(asyncio.run(register(served, names)), file)
-        file.flush()
+        write_tokens(served, arguments.neurons, file)
         ours = measure(served, arguments, Path(file.name))
     with echo() as served:
         bare = measure(served, arguments, None)
     return ours, bare
 
 
-def main() -> None:
-    """Runs the rounds and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a fleet and of every benchmark that has one."""
     parser.add_argument("--neurons", type=int, default=1000)
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between heartbeats")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of a run")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of a fleet's run")
     parser.add_argument("--processes", type=int, default=2, help="processes of neurons")
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the rounds and prints the table."""
     ratios = []
     print(
         f"{arguments.neurons} neurons, a heartbeat each {arguments.interval} s,"
@@ -208,6 +234,13 @@ def main() -> None:
         f"\nserver CPU per durable heartbeat, federation / bare echo:"
         f" median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
     )
+
+
+def main() -> None:
+    """Runs the fleet alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

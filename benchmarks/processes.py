@@ -9,14 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+READY_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,7 @@ class Served:
 
     def database_cpu_s(self) -> float:
         """The processor time of its PostgreSQL, with processes that have ended."""
-        total = 0.0
-        for child in self.process.children():
-            if "postgres" in child.name():
-                for process in (child, *child.children()):
-                    times = process.cpu_times()
-                    total += times.user + times.system
-                times = child.cpu_times()
-                total += times.children_user + times.children_system
-        return total
+        return sum(cpu_s(child) for child in self.process.children() if "postgres" in child.name())
 
     def rss_mb(self) -> float:
         """Its resident memory, in 10^6 bytes."""
@@ -57,9 +51,9 @@ class Served:
 def federation(*, demo: bool = False, **settings: str) -> Iterator[Served]:
     """`federation up` in a folder of its own, on free ports."""
     folder = Path(tempfile.mkdtemp(prefix="fed-"))
-    folder.chmod(0o755)
+    folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
     key = secrets.token_urlsafe(32)
-    port, metrics_port = _free_ports()
+    port, metrics_port = free_ports()
     environment = os.environ | {
         "FEDERATION_DATA_DIR": str(folder / "data"),
         "FEDERATION_PORT": str(port),
@@ -71,9 +65,12 @@ def federation(*, demo: bool = False, **settings: str) -> Iterator[Served]:
     environment.pop("DATABASE_URL", None)
     command = [str(BIN / "federation"), "up", "--demo" if demo else "--no-demo"]
     began = time.monotonic()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
     try:
-        _wait_for(process, "federation serves")
+        _wait_for(process, "federation serves", folder / "log")
         yield Served(
             f"127.0.0.1:{port}",
             psutil.Process(process.pid),
@@ -102,16 +99,54 @@ def echo() -> Iterator[Served]:
         process.wait(60)
 
 
-def _wait_for(process: subprocess.Popen[str], text: str) -> str:
+@contextmanager
+def started(
+    command: Sequence[str], log: Path, *, ready: str = "", **environment: str
+) -> Iterator[psutil.Process]:
+    """A process that writes to the file `log`; yields it when that holds the text `ready`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while ready not in log.read_text("utf-8"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command} is not ready:\n{log.read_text('utf-8')[-4000:]}")
+            time.sleep(0.02)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """The processor time of a process and of all that it has started, also of what has ended."""
+    total = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _wait_for(process: subprocess.Popen[str], text: str, log: Path | None = None) -> str:
     """The first line that the process prints with that text."""
     assert process.stdout is not None
     for line in process.stdout:
         if text in line:
             return line
-    raise RuntimeError(f"the process ended with {process.wait()}")
+    said = log.read_text("utf-8")[-4000:] if log is not None else ""
+    raise RuntimeError(f"the process ended with {process.wait()}\n{said}")
 
 
-def _free_ports() -> tuple[int, int]:
+def free_ports() -> tuple[int, int]:
+    """Two ports that nobody has."""
     import socket  # noqa: PLC0415 - used here alone
 
     with socket.socket() as one, socket.socket() as two:

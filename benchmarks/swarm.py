@@ -4,6 +4,8 @@
 
 It connects them all (each over a connection of its own), prints `ready`, and waits for a line on
 standard input before the heartbeats begin, and for the end of standard input before it stops.
+A command is answered at once with accepted, a first progress and its finish, in three messages as
+the contract asks and as the SDK does, but nothing is written to a disk.
 The last line is JSON: how many heartbeats were sent, and how many streams were lost.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from federation.v1 import heartbeat_pb2
+from federation.v1 import command_pb2, heartbeat_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation.v1 import session_service_pb2_grpc as pb_grpc
 
@@ -46,11 +48,16 @@ class Neuron:
             metadata=metadata, wait_for_ready=True
         )
         self._beat = full_heartbeat()
+        self._sequence = 0
+        self._one_write = asyncio.Lock()
 
     async def open(self) -> None:
         """Says Hello and waits for Welcome."""
         hello = pb.Hello(
-            instance_id=str(uuid.uuid4()), spool_id="bench", first_sequence=1, next_sequence=1
+            instance_id=str(uuid.uuid4()),
+            spool_id=uuid.uuid4().hex,
+            first_sequence=1,
+            next_sequence=1,
         )
         await self._call.write(pb.NeuronMessage(hello=hello))
         welcome = await self._call.read()
@@ -67,7 +74,8 @@ class Neuron:
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 due += interval_s
                 self._beat.application.requests += 1
-                await self._call.write(pb.NeuronMessage(heartbeat=self._beat))
+                async with self._one_write:
+                    await self._call.write(pb.NeuronMessage(heartbeat=self._beat))
                 self.sent += 1
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             self.lost = True
@@ -75,9 +83,27 @@ class Neuron:
             reader.cancel()
 
     async def _read(self) -> None:
-        while isinstance(await self._call.read(), pb.FederationMessage):
-            pass
+        while isinstance(message := await self._call.read(), pb.FederationMessage):
+            if message.HasField("command"):
+                await self._answer(message.command)
         self.lost = True
+
+    async def _answer(self, command: pb.CommandDelivery) -> None:
+        of = {"command_id": command.command_id, "attempt": command.attempt}
+        finished = pb.CommandFinished(
+            state=command_pb2.COMMAND_STATE_SUCCEEDED, response=command.data
+        )
+        finished.run_duration.FromMicroseconds(10)
+        for update in (
+            pb.CommandUpdate(**of, accepted=pb.CommandAccepted()),  # type: ignore[arg-type]
+            pb.CommandUpdate(**of, progressed=pb.CommandProgressed()),  # type: ignore[arg-type]
+            pb.CommandUpdate(**of, finished=finished),  # type: ignore[arg-type]
+        ):
+            async with self._one_write:
+                self._sequence += 1
+                message = pb.NeuronMessage(sequence=self._sequence, command_update=update)
+                message.send_time.GetCurrentTime()
+                await self._call.write(message)
 
     async def close(self) -> None:
         """Leaves without a Goodbye."""
