@@ -45,7 +45,7 @@ from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import partitions, schema_version
 from federation_server.store.database import Database
-from federation_server.store.ingest_commands import ChangedCommand
+from federation_server.store.ledger import ChangedCommand
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,9 @@ class App:
             self.server_id,
             self.metrics,
             self.watchers,
+            changed=self._commands_changed,
             offline_after=settings.offline_after,
+            lost_after=settings.command_lost_after,
             patience=settings.presence_patience,
             heartbeat_retention=settings.heartbeat_retention,
             analytics_retention=settings.analytics_retention,
@@ -193,7 +195,12 @@ class App:
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),
             command=CommandServicer(
-                self.database, self.dispatcher, self.watchers, self.metrics, self.server_id
+                self.database,
+                self.dispatcher,
+                self.watchers,
+                self.metrics,
+                self.server_id,
+                changed=self._commands_changed,
             ),
             analytics=AnalyticsServicer(self.database),
             access=AccessServicer(self.database),

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
         default=timedelta(seconds=30),
         description="A lost stream makes a neuron OFFLINE after this long.",
     )
+    command_lost_after: Span = Field(
+        default=timedelta(minutes=15),
+        description="A command that a neuron has, and whose time is over, ends as OUTCOME_UNKNOWN "
+        "once the neuron has been OFFLINE for this long.",
+    )
     presence_patience: Annotated[timedelta, Field(ge=timedelta())] = Field(
         default=timedelta(seconds=30),
         description="How long a server that has just started marks nobody down.",

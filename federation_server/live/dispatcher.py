@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import psycopg
 import structlog
 
+from federation_server.domain.command import Execution
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
-from federation_server.live.session import Delivery, Sessions
-from federation_server.store import commands
-from federation_server.store.commands import ClaimedCommand
+from federation_server.live.session import Cancel, Delivery, Sessions
+from federation_server.store import dispatch
 from federation_server.store.database import Connection, Database, bounded, first_line
+from federation_server.store.dispatch import Claimed, ClaimedCancel
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,7 @@ class Dispatcher:
             if len(self._sessions):
                 connection = await self._connected()
                 with bounded(connection, CLAIM_TIMEOUT_S):
-                    found = await commands.neurons_with_work(connection, self._server_id)
+                    found = await dispatch.neurons_with_work(connection, self._server_id)
                 self._woken.update(found)
         self._wake.clear()
         woken, self._woken = self._woken, set()
@@ -102,29 +103,36 @@ class Dispatcher:
             # this server never saw.
             self._doubtful.update(sessions)
             with bounded(connection, CLAIM_TIMEOUT_S):
-                claimed = await commands.claim(
+                claimed = await dispatch.claim(
                     connection, self._server_id, sessions, doubtful=doubtful
                 )
             self._doubtful.difference_update(sessions)
             self._deliver(claimed)
 
-    def _deliver(self, claimed: Sequence[ClaimedCommand]) -> None:
-        for command in claimed:
-            session = self._sessions.get(command.neuron_id)
-            if session is None or session.epoch != command.session_epoch:
+    def _deliver(self, claimed: Sequence[Claimed]) -> None:
+        for each in claimed:
+            session = self._sessions.get(each.neuron_id)
+            if session is None or session.epoch != each.session_epoch:
                 continue  # superseded since; the next session finds it in flight
-            self._metrics.commands_sent.inc()
-            session.send(
-                Delivery(
-                    command_id=command.command_id,
-                    attempt=command.attempt,
-                    type=command.type,
-                    data=command.data,
-                    priority=command.priority,
-                    run_timeout=command.run_timeout,
-                    expire_after=None if command.again else command.expire_after,
+            if isinstance(each, ClaimedCancel):
+                session.send(Cancel(each.command_id, each.attempt, each.reason))
+                self._woken.add(each.neuron_id)  # its next attempt had to wait for this
+                self._wake.set()
+            elif each.execution is not Execution.AT_MOST_ONCE or session.first(each.command_id):
+                self._metrics.commands_sent.inc()
+                session.send(
+                    Delivery(
+                        command_id=each.command_id,
+                        attempt=each.attempt,
+                        type=each.type,
+                        data=each.data,
+                        priority=each.priority,
+                        run_timeout=each.run_timeout,
+                        expire_after=each.expire_after,
+                        checkpoint=each.checkpoint,
+                        max_attempts=each.max_attempts,
+                    )
                 )
-            )
 
     async def _connected(self) -> Connection:
         if self._connection is None:

@@ -44,6 +44,17 @@ class Delivery:
     priority: int
     run_timeout: timedelta | None
     expire_after: timedelta | None
+    checkpoint: JsonObject | None
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The neuron is to give up an attempt of a command."""
+
+    command_id: str
+    attempt: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,7 @@ class Refusal:
     violations: Mapping[str, str] = field(default_factory=dict)
 
 
-Outgoing: TypeAlias = Delivery | Settings | Reconnect | Refusal
+Outgoing: TypeAlias = Delivery | Cancel | Settings | Reconnect | Refusal
 
 
 class Session:
@@ -86,6 +97,7 @@ class Session:
 
     __slots__ = (
         "_drained",
+        "_given",
         "_outbox",
         "_wake",
         "ack_sequence",
@@ -114,6 +126,7 @@ class Session:
         self.end: SessionEnd | None = None
         self.end_detail = ""
         self.on_end: Callable[[], None] | None = None
+        self._given: set[str] = set()
         self._outbox: deque[Outgoing] = deque()
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
@@ -122,6 +135,14 @@ class Session:
         """Puts a message into the outbox."""
         self._outbox.append(message)
         self._wake.set()
+
+    def first(self, command_id: str) -> bool:
+        """True for a command that this session is given for the first time; for those that must
+        not be sent twice.
+        """
+        new = command_id not in self._given
+        self._given.add(command_id)
+        return new
 
     def stored(self, mark: int, time: datetime) -> None:
         """Everything up to sequence `mark` is committed, at that time."""

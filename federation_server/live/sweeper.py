@@ -1,18 +1,20 @@
-"""What has to happen although nobody asks: presence, expiry, partitions, retention.
+"""What has to happen although nobody asks: presence, commands' timers, partitions, retention.
 
 One server sweeps at a time: the one that holds an advisory lock on a connection of its own. When
 it dies PostgreSQL lets go of the lock, and the next one takes it.
 
-A server that has just begun to sweep waits for `patience` before it marks anybody down: after a
-restart, or an outage of PostgreSQL, the neurons need time to come back, and their silence is not
-their fault. The same goes for one that is late: when the time between two rounds is too long, by
-PostgreSQL's clock, this process or PostgreSQL stood still, and heartbeats with it.
+A server that has just begun to sweep waits for `patience` before it marks anybody down, or ends a
+command that a neuron has: after a restart, or an outage of PostgreSQL, the neurons need time to
+come back, and their silence is not their fault. The same goes for one that is late: when the time
+between two rounds is too long, by PostgreSQL's clock, this process or PostgreSQL stood still, and
+heartbeats with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import psycopg
@@ -21,8 +23,9 @@ import structlog
 from federation_server.domain.neuron import Presence
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
-from federation_server.store import commands, partitions, presence, servers
+from federation_server.store import partitions, presence, servers, timers
 from federation_server.store.database import Connection, Database, bounded, first_line
+from federation_server.store.ledger import ChangedCommand
 
 log = structlog.get_logger(__name__)
 
@@ -47,17 +50,21 @@ class Sweeper:
         metrics: Metrics,
         watchers: CommandWatchers,
         *,
+        changed: Callable[[Sequence[ChangedCommand]], None],
         offline_after: timedelta,
+        lost_after: timedelta,
         patience: timedelta,
         heartbeat_retention: timedelta,
         analytics_retention: timedelta,
     ) -> None:
-        """Sweeps nothing before `run`."""
+        """Sweeps nothing before `run`; `changed` is called with the commands that it has ended."""
         self._database = database
         self._server_id = server_id
         self._metrics = metrics
         self._watchers = watchers
+        self._changed = changed
         self._offline_after = offline_after
+        self._lost_after = lost_after
         self._patience_s = patience.total_seconds()
         self._retention = {
             "heartbeats": heartbeat_retention,
@@ -97,6 +104,7 @@ class Sweeper:
                         await self._keep_house(connection)
                     if time.monotonic() - began >= self._patience_s:
                         await self._mark_down(connection, until=now + LATE)
+                        await self._end_commands(connection)
                     await self._expire(connection)
                     due = await presence.clock(connection) + LATE
                 await asyncio.sleep(SWEEP_INTERVAL_S)
@@ -123,8 +131,15 @@ class Sweeper:
         for kind, number in (await presence.count(connection)).items():
             self._metrics.neurons.labels(presence=Presence(kind).value).set(number)
 
+    async def _end_commands(self, connection: Connection) -> None:
+        """Ends what takes too long, or was lost. Who has to be told finds it by a scan."""
+        self._changed(await timers.time_out_late(connection, self._server_id))
+        self._changed(
+            await timers.give_up_lost(connection, self._server_id, lost_after=self._lost_after)
+        )
+
     async def _expire(self, connection: Connection) -> None:
-        expired = await commands.expire(connection, self._server_id)
+        expired = await timers.expire(connection, self._server_id)
         self._watchers.wake(expired)
         if expired:
             self._metrics.commands_ended.labels(state="EXPIRED").inc(len(expired))

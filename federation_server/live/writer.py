@@ -33,7 +33,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.store import ingest, partitions
 from federation_server.store.database import Connection, Database, bounded, first_line
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
-from federation_server.store.ingest_commands import ChangedCommand
+from federation_server.store.ledger import ChangedCommand
 
 log = structlog.get_logger(__name__)
 

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc.aio
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from federation.v1 import command_pb2
 from federation.v1 import command_service_pb2 as pb
 from federation.v1 import command_service_pb2_grpc as pb_grpc
-from federation_server.domain import json_schema
-from federation_server.domain.command import DEFAULT_EXPIRY, DEFAULT_PRIORITY
-from federation_server.domain.neuron import JsonObject, Lifecycle
+from federation_server.domain.command import CommandState
+from federation_server.domain.explain import explain
+from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_dispatch
 from federation_server.live.watchers import CommandWatchers
 from federation_server.rpc import auth, errors, limits
-from federation_server.rpc.convert import from_struct, optional_span, optional_time
 from federation_server.rpc.convert_command import command as to_command
+from federation_server.rpc.convert_command import fact as to_fact
+from federation_server.rpc.order import Order, advertised
 from federation_server.store import commands as store
+from federation_server.store import ledger
 from federation_server.store.command_list import ORDERS, list_commands
-from federation_server.store.database import Database, current_time
-from federation_server.store.ingest_commands import is_command_id
+from federation_server.store.database import Database, current_time, driver
+from federation_server.store.ledger import ChangedCommand, is_command_id
+from federation_server.store.situation import situation
 
 log = structlog.get_logger(__name__)
 
 LOOK_INTERVAL_S = 1.0
 """How often a watcher looks at the ledger without being woken: another server may have written."""
 
-MOST_AHEAD = timedelta(days=366)
-"""How far ahead a not_before_time may lie; an expire_time twice as far, less a day."""
+_BEING_CANCELLED = frozenset({CommandState.CANCELLING, CommandState.CANCELLED})
 
 
 class CommandServicer(pb_grpc.CommandServiceServicer):
@@ -48,13 +49,18 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         watchers: CommandWatchers,
         metrics: Metrics,
         server_id: str,
+        *,
+        changed: Callable[[Sequence[ChangedCommand]], None],
     ) -> None:
-        """Serves with what the composition root has built."""
+        """Serves with what the composition root has built; `changed` is called with the commands
+        that a call has changed.
+        """
         self._database = database
         self._dispatcher = dispatcher
         self._watchers = watchers
         self._metrics = metrics
         self._server_id = server_id
+        self._changed = changed
 
     async def IssueCommand(
         self,
@@ -63,7 +69,12 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> pb.IssueCommandResponse:
         """See the contract."""
         limits.check(request)
-        record = await self._issue(request.command, request.request_id, dry_run=request.dry_run)
+        record = await self._issue(
+            request.command.neuron_id,
+            Order.of_spec(request.command),
+            request.request_id,
+            dry_run=request.dry_run,
+        )
         return pb.IssueCommandResponse(command=to_command(record))
 
     async def GetCommand(
@@ -108,17 +119,98 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> AsyncIterator[pb.ExecuteCommandResponse]:
         """See the contract."""
         limits.check(request)
-        issued = await self._issue(request.command, request.request_id, dry_run=False)
-        shown = 0
-        with self._watchers.watching(issued.command_id) as changed:
+        order = Order.of_spec(request.command)
+        issued = await self._issue(request.command.neuron_id, order, request.request_id)
+        async for command in self._follow(issued.command_id):
+            yield pb.ExecuteCommandResponse(command=command)
+
+    async def WatchCommand(
+        self,
+        request: pb.WatchCommandRequest,
+        context: grpc.aio.ServicerContext[pb.WatchCommandRequest, pb.WatchCommandResponse],
+    ) -> AsyncIterator[pb.WatchCommandResponse]:
+        """See the contract."""
+        limits.check(request)
+        async for command in self._follow(request.command_id, after=request.after_revision):
+            yield pb.WatchCommandResponse(command=command)
+
+    async def CancelCommand(
+        self,
+        request: pb.CancelCommandRequest,
+        context: grpc.aio.ServicerContext[pb.CancelCommandRequest, pb.CancelCommandResponse],
+    ) -> pb.CancelCommandResponse:
+        """See the contract."""
+        limits.check(request)
+        admin = auth.current_admin()
+        async with self._database.begin() as connection:
+            await _get(connection, request.command_id)
+            changed = await ledger.cancel_commands(
+                await driver(connection),
+                [request.command_id],
+                actor=f"admin:{admin.name}",
+                reason=request.reason,
+            )
+            record = await _get(connection, request.command_id)
+            if not changed and record.state not in _BEING_CANCELLED:
+                raise errors.command_ended(record.command_id, record.state)
+            target = await store.target(connection, record.neuron_id)
+            await self._hint(connection, record.neuron_id, target.server_id if target else None)
+        self._changed(changed)
+        self._dispatcher.wake(record.neuron_id)
+        log.info(
+            "command cancelled",
+            action="command_cancelled",
+            command_id=record.command_id,
+            neuron_id=record.neuron_id,
+            state=record.state,
+            admin=admin.name,
+        )
+        return pb.CancelCommandResponse(command=to_command(record))
+
+    async def RetryCommand(
+        self,
+        request: pb.RetryCommandRequest,
+        context: grpc.aio.ServicerContext[pb.RetryCommandRequest, pb.RetryCommandResponse],
+    ) -> pb.RetryCommandResponse:
+        """See the contract."""
+        limits.check(request)
+        async with self._database.begin() as connection:
+            old = await _get(connection, request.command_id)
+        if not old.final:
+            raise errors.command_not_ended(old.command_id, old.state)
+        record = await self._issue(old.neuron_id, Order.again(old), request.request_id)
+        return pb.RetryCommandResponse(command=to_command(record))
+
+    async def ExplainCommand(
+        self,
+        request: pb.ExplainCommandRequest,
+        context: grpc.aio.ServicerContext[pb.ExplainCommandRequest, pb.ExplainCommandResponse],
+    ) -> pb.ExplainCommandResponse:
+        """See the contract."""
+        limits.check(request)
+        async with self._database.begin() as connection:
+            record = await _get(connection, request.command_id)
+            transitions = await store.transitions(connection, record)
+            facts = explain(await situation(connection, record, transitions))
+        return pb.ExplainCommandResponse(
+            command=to_command(record, transitions), facts=[to_fact(fact) for fact in facts]
+        )
+
+    async def _follow(
+        self, command_id: str, *, after: int = 0
+    ) -> AsyncIterator[command_pb2.Command]:
+        """The command now, and after each change, until its end."""
+        shown = after
+        first = True
+        with self._watchers.watching(command_id) as changed:
             while True:
                 changed.clear()
                 async with self._database.begin() as connection:
-                    record = await _get(connection, issued.command_id)
+                    record = await _get(connection, command_id)
                     transitions = await store.transitions(connection, record, after=shown)
-                if record.revision > shown:
-                    shown = record.revision
-                    yield pb.ExecuteCommandResponse(command=to_command(record, transitions))
+                if first or record.revision > shown:
+                    first, shown = False, record.revision
+                    yield to_command(record, transitions)
                 if record.final:
                     return
                 if self._watchers.closed:
@@ -130,43 +222,32 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
                     pass
 
     async def _issue(
-        self, spec: pb.CommandSpec, request_id: str, *, dry_run: bool
+        self, neuron_id: str, order: Order, request_id: str, *, dry_run: bool = False
     ) -> store.CommandRecord:
         admin = auth.current_admin()
-        data = from_struct(spec.data)
-        request_hash = hashlib.sha256(spec.SerializeToString(deterministic=True)).digest()
         async with self._database.begin() as connection:
             known = await store.find_request(connection, admin.name, request_id)
             if known is not None:
-                return _same(known, request_hash, request_id)
-            target = await store.target(connection, spec.neuron_id)
+                return _same(known, order, request_id)
+            target = await store.target(connection, neuron_id)
             if target is None:
-                raise errors.neuron_not_found(spec.neuron_id)
+                raise errors.neuron_not_found(neuron_id)
             if target.lifecycle is Lifecycle.DEACTIVATED:
-                raise errors.neuron_deactivated(spec.neuron_id)
-            advertised = _advertised(target, spec.type)
-            if not spec.allow_unadvertised:
-                _check_data(advertised, spec, data)
+                raise errors.neuron_deactivated(neuron_id)
+            how = advertised(target.command_types, order.type)
+            order.check_data(neuron_id, how)
             now = await current_time(connection)
-            new = _new_command(
-                spec,
-                data,
-                advertised,
-                issuer=admin.name,
-                request_id=request_id,
-                request_hash=request_hash,
-                now=now,
-            )
+            order.check_times(now)
+            new = order.command(neuron_id, how, issuer=admin.name, request_id=request_id, now=now)
             if dry_run:
                 return store.preview(new, now)
             record = await store.insert_command(connection, new)
             if record is None:  # the same request came at the same time, and was first
                 known = await store.find_request(connection, admin.name, request_id)
-                return _same(known, request_hash, request_id)
-            if target.server_id not in {None, self._server_id}:
-                await hint_dispatch(connection, str(target.server_id), spec.neuron_id)
+                return _same(known, order, request_id)
+            await self._hint(connection, neuron_id, target.server_id)
         self._metrics.commands_issued.inc()
-        self._dispatcher.wake(spec.neuron_id)
+        self._dispatcher.wake(neuron_id)
         log.info(
             "command issued",
             action="command_issued",
@@ -177,6 +258,13 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         )
         return record
 
+    async def _hint(
+        self, connection: AsyncConnection, neuron_id: str, server_id: str | None
+    ) -> None:
+        """Tells the server that holds the neuron's stream, if that is another one."""
+        if server_id not in {None, self._server_id}:
+            await hint_dispatch(connection, str(server_id), neuron_id)
+
 
 async def _get(connection: AsyncConnection, command_id: str) -> store.CommandRecord:
     record = await store.get(connection, command_id) if is_command_id(command_id) else None
@@ -186,63 +274,9 @@ async def _get(connection: AsyncConnection, command_id: str) -> store.CommandRec
 
 
 def _same(
-    known: tuple[store.CommandRecord, bytes] | None, request_hash: bytes, request_id: str
+    known: tuple[store.CommandRecord, bytes] | None, order: Order, request_id: str
 ) -> store.CommandRecord:
     """The command that a repeated request has made before."""
-    if known is None or known[1] != request_hash:
+    if known is None or known[1] != order.content:
         raise errors.request_id_reused(request_id)
     return known[0]
-
-
-def _advertised(target: store.Target, command_type: str) -> JsonObject | None:
-    for advertised in target.command_types:
-        if advertised.get("type") == command_type:
-            return advertised
-    return None
-
-
-def _check_data(advertised: JsonObject | None, spec: pb.CommandSpec, data: JsonObject) -> None:
-    if advertised is None:
-        raise errors.command_type_not_advertised(spec.neuron_id, spec.type)
-    schema = advertised.get("data_schema")
-    if isinstance(schema, dict):
-        faults = json_schema.violations(schema, data, "command.data")
-        if faults:
-            raise errors.invalid_fields(faults)
-
-
-def _new_command(
-    spec: pb.CommandSpec,
-    data: JsonObject,
-    advertised: JsonObject | None,
-    *,
-    issuer: str,
-    request_id: str,
-    request_hash: bytes,
-    now: datetime,
-) -> store.NewCommand:
-    not_before = optional_time(spec, "not_before_time")
-    expire = optional_time(spec, "expire_time")
-    first = max(now, not_before) if not_before else now
-    faults = []
-    if not_before and not_before > now + MOST_AHEAD:
-        faults.append(("command.not_before_time", "must be at most 366 days ahead"))
-    if expire and expire <= first:
-        faults.append(("command.expire_time", "must be later than now and not_before_time"))
-    if expire and expire > now + 2 * MOST_AHEAD - timedelta(days=1):
-        faults.append(("command.expire_time", "must be at most 731 days ahead"))
-    if faults:
-        raise errors.invalid_fields([Violation(*fault) for fault in faults])
-    return store.NewCommand(
-        neuron_id=spec.neuron_id,
-        issuer=issuer,
-        request_id=request_id or None,
-        request_hash=request_hash,
-        type=spec.type,
-        data=data,
-        control=bool(advertised and advertised.get("control")),
-        priority=spec.priority if spec.HasField("priority") else DEFAULT_PRIORITY,
-        not_before_time=not_before,
-        expire_time=expire or first + DEFAULT_EXPIRY,
-        run_timeout=optional_span(spec, "run_timeout"),
-    )

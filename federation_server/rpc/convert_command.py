@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from federation.v1 import command_pb2 as pb
-from federation_server.domain.command import CommandState
+from federation.v1 import command_service_pb2
+from federation_server.domain.command import CommandState, Execution
+from federation_server.domain.explain import Fact
 from federation_server.rpc.convert import to_duration, to_struct, to_timestamp
 from federation_server.store.commands import CommandRecord, CommandTransition
 
 _STATE = {state: pb.CommandState.Value(f"COMMAND_STATE_{state.value}") for state in CommandState}
+
+_EXECUTION = {each: pb.Execution.Value(f"EXECUTION_{each.value}") for each in Execution}
 
 
 def command(record: CommandRecord, transitions: Sequence[CommandTransition] = ()) -> pb.Command:
@@ -37,6 +41,15 @@ def command(record: CommandRecord, transitions: Sequence[CommandTransition] = ()
         end_time=to_timestamp(record.end_time),
         run_duration=to_duration(record.run_duration),
         transitions=[_transition(transition) for transition in transitions],
+        revision=record.revision,
+        execution=_EXECUTION[record.execution],
+        max_attempts=record.max_attempts,
+        retry_backoff=to_duration(record.retry_backoff),
+        next_attempt_time=to_timestamp(record.next_attempt_time),
+        accept_timeout=to_duration(record.accept_timeout),
+        progress_timeout=to_duration(record.progress_timeout),
+        checkpoint=to_struct(record.checkpoint),
+        retry_of_command_id=record.retry_of_command_id or "",
     )
 
 
@@ -67,4 +80,11 @@ def _transition(transition: CommandTransition) -> pb.CommandTransition:
         attempt=transition.attempt,
         actor=transition.actor,
         reason=transition.reason,
+    )
+
+
+def fact(fact: Fact) -> command_service_pb2.CommandFact:
+    """One reason of why a command is where it is."""
+    return command_service_pb2.CommandFact(
+        code=fact.code, message=fact.message, time=to_timestamp(fact.time)
     )

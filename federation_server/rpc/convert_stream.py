@@ -29,7 +29,7 @@ from federation_server.domain.command import (
 )
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Activity, DependencyState
-from federation_server.live.session import Delivery, Outgoing, Reconnect, Refusal, Settings
+from federation_server.live.session import Cancel, Delivery, Outgoing, Reconnect, Refusal, Settings
 from federation_server.rpc.convert import (
     from_struct,
     from_timestamp,
@@ -215,7 +215,9 @@ def command_update(message: session_service_pb2.CommandUpdate) -> CommandUpdate:
         case "accepted":
             change = Accepted()
         case "progressed":
-            change = Progressed(message.progressed.fraction, message.progressed.message)
+            said = message.progressed
+            checkpoint = from_struct(said.checkpoint) if said.HasField("checkpoint") else None
+            change = Progressed(said.fraction, said.message, checkpoint)
         case _:
             change = _finished(message.finished)
     return CommandUpdate(message.command_id, message.attempt, change)
@@ -245,6 +247,12 @@ def outgoing(message: Outgoing) -> session_service_pb2.FederationMessage:
     match message:
         case Delivery():
             return envelope(command=_delivery(message))
+        case Cancel():
+            return envelope(
+                cancel_command=session_service_pb2.CancelCommand(
+                    command_id=message.command_id, attempt=message.attempt, reason=message.reason
+                )
+            )
         case Settings():
             return envelope(settings=settings(message))
         case Reconnect():
@@ -273,6 +281,8 @@ def _delivery(command: Delivery) -> session_service_pb2.CommandDelivery:
         priority=command.priority,
         run_timeout=to_duration(command.run_timeout),
         expire_after=to_duration(command.expire_after),
+        checkpoint=to_struct(command.checkpoint),
+        max_attempts=command.max_attempts,
     )
 
 

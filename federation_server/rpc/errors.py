@@ -58,6 +58,8 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
     ErrorReason.ERROR_REASON_INTERNAL: grpc.StatusCode.INTERNAL,
     ErrorReason.ERROR_REASON_CONFLICT: grpc.StatusCode.ABORTED,
+    ErrorReason.ERROR_REASON_COMMAND_ENDED: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_COMMAND_NOT_ENDED: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 
@@ -297,6 +299,26 @@ def command_not_found(command_id: str) -> Refused:
         ErrorReason.ERROR_REASON_COMMAND_NOT_FOUND,
         f"there is no command {_cut(command_id)}: list the commands to see which there are",
         metadata={"command_id": command_id},
+    )
+
+
+def command_ended(command_id: str, state: str) -> Refused:
+    """The command has ended, so that it cannot be cancelled."""
+    return Refused(
+        ErrorReason.ERROR_REASON_COMMAND_ENDED,
+        f"the command {_cut(command_id)} has ended as {state}: there is nothing to cancel",
+        metadata={"command_id": command_id, "state": state},
+        precondition=command_id,
+    )
+
+
+def command_not_ended(command_id: str, state: str) -> Refused:
+    """The command has not ended, so that it cannot be issued anew."""
+    return Refused(
+        ErrorReason.ERROR_REASON_COMMAND_NOT_ENDED,
+        f"the command {_cut(command_id)} is {state}: wait for its end, or cancel it first",
+        metadata={"command_id": command_id, "state": state},
+        precondition=command_id,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.v1.command_pb2 import CommandState
+from federation.v1.command_pb2 import CommandState, Execution
 from federation_server.rpc.findings import Check, Findings, Path
 from federation_server.rpc.limit_kinds import note_repeated
 from federation_server.rpc.limit_values import MAX_INTEGER, REQUIRED
@@ -34,6 +34,12 @@ def in_order(earlier: str, later: str, *, equal: bool) -> Check:
             found.add(path, later, words)
 
     return rule
+
+
+def one_attempt_at_most_once(message: Any, path: Path, found: Findings) -> None:
+    """CommandSpec: what must not run twice has one attempt."""
+    if message.execution == Execution.EXECUTION_AT_MOST_ONCE and message.max_attempts > 1:
+        found.add(path, "max_attempts", "must be 1 with EXECUTION_AT_MOST_ONCE")
 
 
 def failed_within_requests(message: Any, path: Path, found: Findings) -> None:

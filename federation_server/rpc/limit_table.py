@@ -49,6 +49,7 @@ from federation_server.rpc.limit_values import (
 
 KIB = 1024
 MIB = 1024 * KIB
+HOUR_S = 3_600
 DAY_S = 86_400
 YEAR_S = 365.25 * DAY_S
 
@@ -320,7 +321,9 @@ _SESSION: Mapping[type[Message], Fields] = {
         one_of=OneOf("update", required=True),
     ),
     session_service_pb2.CommandAccepted: Fields(),
-    session_service_pb2.CommandProgressed: Fields({"fraction": Number(0, 1), "message": SENTENCE}),
+    session_service_pb2.CommandProgressed: Fields(
+        {"fraction": Number(0, 1), "message": SENTENCE, "checkpoint": JsonObject(64 * KIB, 16)}
+    ),
     session_service_pb2.CommandFinished: Fields(
         {
             "state": Known(
@@ -393,8 +396,16 @@ _COMMAND: Mapping[type[Message], Fields] = {
             "not_before_time": Time(),
             "expire_time": Time(),
             "run_timeout": Span(0.001, 31 * DAY_S),
+            "execution": Known(command_pb2.Execution),
+            "max_attempts": Integer(0, 100),
+            "retry_backoff": Span(0.001, HOUR_S),
+            "accept_timeout": Span(0.001, 31 * DAY_S),
+            "progress_timeout": Span(0.001, 31 * DAY_S),
         },
-        rules=[rules.in_order("not_before_time", "expire_time", equal=False)],
+        rules=[
+            rules.in_order("not_before_time", "expire_time", equal=False),
+            rules.one_attempt_at_most_once,
+        ],
     ),
     command_service_pb2.IssueCommandRequest: Fields(
         {"command": Nested(required=True), "request_id": REQUEST_ID}
@@ -411,6 +422,16 @@ _COMMAND: Mapping[type[Message], Fields] = {
     command_service_pb2.ExecuteCommandRequest: Fields(
         {"command": Nested(required=True), "request_id": REQUEST_ID}
     ),
+    command_service_pb2.WatchCommandRequest: Fields(
+        {"command_id": REQUIRED_ID, "after_revision": Integer(0)}
+    ),
+    command_service_pb2.CancelCommandRequest: Fields(
+        {"command_id": REQUIRED_ID, "reason": SENTENCE}
+    ),
+    command_service_pb2.RetryCommandRequest: Fields(
+        {"command_id": REQUIRED_ID, "request_id": REQUEST_ID}
+    ),
+    command_service_pb2.ExplainCommandRequest: Fields({"command_id": REQUIRED_ID}),
 }
 
 _ANALYTICS: Mapping[type[Message], Fields] = {

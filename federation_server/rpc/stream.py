@@ -27,7 +27,7 @@ from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_end
-from federation_server.live.session import Refusal, Session, SessionEnd, Sessions, Settings
+from federation_server.live.session import Cancel, Refusal, Session, SessionEnd, Sessions, Settings
 from federation_server.live.writer import Writer
 from federation_server.rpc import convert_stream, errors, limits
 from federation_server.rpc.convert import from_timestamp, to_timestamp
@@ -35,7 +35,7 @@ from federation_server.rpc.limit_values import MAX_INTEGER
 from federation_server.store import sessions as store
 from federation_server.store.database import Database
 from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
-from federation_server.store.ingest_commands import is_command_id
+from federation_server.store.ledger import is_command_id
 from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)
@@ -94,6 +94,8 @@ class NeuronStream:
         try:
             async with _while_it_reads(session):
                 await self._context.write(self._welcome(session, opened))
+                for command_id, attempt in opened.astray:
+                    session.send(Cancel(command_id, attempt, "nobody waits for it any more"))
                 parts.dispatcher.wake(session.neuron_id)
                 reader = asyncio.create_task(self._read(session), name=f"read {session.neuron_id}")
                 reader.add_done_callback(lambda _: session.wake())
@@ -144,6 +146,7 @@ class NeuronStream:
             sdk_name=hello.sdk.name,
             sdk_version=hello.sdk.version,
             spool_id=hello.spool_id,
+            backlog_sequence=max(0, hello.next_sequence - 1),
             server_id=parts.server_id,
             peer=self._context.peer(),
             running=[

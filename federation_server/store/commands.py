@@ -1,13 +1,13 @@
-"""The ledger in the store: issuing, reading, and what the dispatcher takes from it.
+"""Commands in the store: issuing and reading.
 
-The updates that neurons send are applied by `ingest_commands`. Every change raises the command's
-`revision` and, where its state changes, leaves a row in `command_transitions`.
+What becomes of them is written by `dispatch`, `ledger` and `timers`. Every change raises the
+command's `revision` and, where its state changes, leaves a row in `command_transitions`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,9 +16,13 @@ from sqlalchemy import and_, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from federation_server.domain.command import FINAL_STATES, CommandState
+from federation_server.domain.command import (
+    DEFAULT_BACKOFF,
+    FINAL_STATES,
+    CommandState,
+    Execution,
+)
 from federation_server.domain.neuron import JsonObject, Lifecycle
-from federation_server.store.database import Connection
 from federation_server.store.schema import (
     command_transitions,
     commands,
@@ -51,14 +55,23 @@ class CommandRecord:
     priority: int
     not_before_time: datetime | None
     expire_time: datetime
+    accept_timeout: timedelta | None
     run_timeout: timedelta | None
+    progress_timeout: timedelta | None
+    execution: Execution
+    max_attempts: int
+    retry_backoff: timedelta
+    allow_unadvertised: bool
+    retry_of_command_id: str | None
     state: CommandState
     state_reason: str
     attempt: int
     revision: int
+    next_attempt_time: datetime | None
     progress_fraction: float | None
     progress_message: str | None
     progress_time: datetime | None
+    checkpoint: JsonObject | None
     response: JsonObject | None
     error_code: str | None
     error_message: str | None
@@ -93,7 +106,14 @@ class NewCommand:
     priority: int
     not_before_time: datetime | None
     expire_time: datetime
-    run_timeout: timedelta | None
+    accept_timeout: timedelta | None = None
+    run_timeout: timedelta | None = None
+    progress_timeout: timedelta | None = None
+    execution: Execution = Execution.AT_LEAST_ONCE
+    max_attempts: int = 1
+    retry_backoff: timedelta = DEFAULT_BACKOFF
+    allow_unadvertised: bool = False
+    retry_of_command_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +207,11 @@ def preview(new: NewCommand, now: datetime) -> CommandRecord:
         state_reason="",
         attempt=0,
         revision=0,
+        next_attempt_time=None,
         progress_fraction=None,
         progress_message=None,
         progress_time=None,
+        checkpoint=None,
         response=None,
         error_code=None,
         error_message=None,
@@ -235,151 +257,3 @@ async def transitions(
 
 def _record(row: Sequence[Any]) -> CommandRecord:
     return CommandRecord(*row[: len(RECORD_COLUMNS)])
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedCommand:
-    """A command that this server is to write to its neuron's stream."""
-
-    command_id: str
-    neuron_id: str
-    session_epoch: int
-    attempt: int
-    type: str
-    data: JsonObject
-    priority: int
-    run_timeout: timedelta | None
-    expire_after: timedelta
-    again: bool
-    """It was sent before, on an earlier session, and its fate is unknown."""
-
-
-# Two kinds of commands are taken: what waits and has a place (control commands need none), and
-# what is in flight since an earlier session and was not named in this one's Hello. The latter is
-# sent again with the same attempt; the neuron's journal answers for it. A command whose session
-# is superseded meanwhile is found again by the next one. To a doubtful session goes also what was
-# marked SENT for that very session: the answer to an earlier claim was lost.
-_CLAIM = b"""
-WITH place AS (
-    SELECT s.neuron_id, s.session_epoch, w.doubtful,
-        n.max_concurrent_commands - (
-            SELECT count(*) FROM commands c
-            WHERE c.neuron_id = s.neuron_id AND NOT c.control
-              AND c.state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
-        ) AS free
-    FROM unnest(%(neuron_ids)s::text[], %(epochs)s::int8[], %(doubtful)s::bool[])
-         AS w (neuron_id, epoch, doubtful)
-    JOIN neuron_states s ON s.neuron_id = w.neuron_id AND s.session_epoch = w.epoch
-    JOIN neurons n ON n.neuron_id = s.neuron_id
-    WHERE s.session_open
-), picked AS (
-    SELECT p.session_epoch, c.command_id, c.state
-    FROM place p
-    CROSS JOIN LATERAL (
-        (SELECT command_id, state FROM commands
-         WHERE neuron_id = p.neuron_id AND control AND state = 'QUEUED'
-           AND (not_before_time IS NULL OR not_before_time <= now()) AND expire_time > now()
-         ORDER BY priority DESC, create_time LIMIT 16)
-        UNION ALL
-        (SELECT command_id, state FROM commands
-         WHERE neuron_id = p.neuron_id AND NOT control AND state = 'QUEUED'
-           AND (not_before_time IS NULL OR not_before_time <= now()) AND expire_time > now()
-         ORDER BY priority DESC, create_time LIMIT greatest(p.free, 0))
-        UNION ALL
-        (SELECT command_id, state FROM commands
-         WHERE neuron_id = p.neuron_id
-           AND (session_epoch < p.session_epoch OR (p.doubtful AND state = 'SENT'))
-           AND state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
-         ORDER BY priority DESC, create_time)
-    ) c
-), claimed AS (
-    UPDATE commands c SET
-        state = CASE WHEN c.state = 'QUEUED' THEN 'SENT' ELSE c.state END,
-        attempt = CASE WHEN c.state = 'QUEUED' THEN c.attempt + 1 ELSE c.attempt END,
-        session_epoch = picked.session_epoch,
-        send_time = now(),
-        state_reason = CASE WHEN c.state = 'QUEUED' THEN '' ELSE 'sent again to a new session' END,
-        revision = c.revision + 1
-    FROM picked
-    WHERE c.command_id = picked.command_id AND c.state = picked.state
-    RETURNING c.*, picked.state <> 'QUEUED' AS again
-), logged AS (
-    INSERT INTO command_transitions
-        (command_id, revision, state, transition_time, attempt, actor, reason)
-    SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s, ''
-    FROM claimed WHERE NOT again
-)
-SELECT command_id::text, neuron_id, session_epoch, attempt, type, data, priority, run_timeout,
-       expire_time - now(), again
-FROM claimed
-ORDER BY neuron_id, again DESC, control DESC, priority DESC, create_time
-"""
-
-
-async def claim(
-    connection: Connection,
-    server_id: str,
-    sessions: Sequence[tuple[str, int]],
-    *,
-    doubtful: Collection[tuple[str, int]] = (),
-) -> list[ClaimedCommand]:
-    """Takes what those sessions (neuron_id, epoch) of this server are to be sent now, and marks
-    it SENT. One statement: what it returns is committed. `doubtful` are those of them for which the
-    answer to an earlier claim was lost.
-    """
-    cursor = await connection.execute(
-        _CLAIM,
-        {
-            "server_id": server_id,
-            "neuron_ids": [neuron_id for neuron_id, _ in sessions],
-            "epochs": [epoch for _, epoch in sessions],
-            "doubtful": [session in doubtful for session in sessions],
-        },
-    )
-    return [ClaimedCommand(*row) for row in await cursor.fetchall()]
-
-
-_WAITING = b"""
-SELECT DISTINCT c.neuron_id
-FROM commands c JOIN neuron_states s USING (neuron_id)
-WHERE s.session_open AND s.server_id = %(server_id)s
-  AND ((c.state = 'QUEUED' AND (c.not_before_time IS NULL OR c.not_before_time <= now()))
-       OR (c.state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
-           AND c.session_epoch < s.session_epoch))
-"""
-
-
-async def neurons_with_work(connection: Connection, server_id: str) -> list[str]:
-    """The neurons with a stream on this server for which something waits: what hints missed, and
-    what had to wait for its time.
-    """
-    cursor = await connection.execute(_WAITING, {"server_id": server_id})
-    return [neuron_id for (neuron_id,) in await cursor.fetchall()]
-
-
-_EXPIRE = b"""
-WITH over AS (
-    SELECT command_id FROM commands
-    WHERE state = 'QUEUED' AND expire_time <= now()
-    ORDER BY expire_time LIMIT %(most)s
-    FOR NO KEY UPDATE SKIP LOCKED
-), expired AS (
-    UPDATE commands c SET
-        state = 'EXPIRED', state_reason = 'not sent in time', end_time = now(),
-        revision = c.revision + 1
-    FROM over WHERE c.command_id = over.command_id
-    RETURNING c.*
-), logged AS (
-    INSERT INTO command_transitions
-        (command_id, revision, state, transition_time, attempt, actor, reason)
-    SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s, state_reason
-    FROM expired
-)
-SELECT command_id::text FROM expired
-"""
-
-
-async def expire(connection: Connection, server_id: str, *, most: int = 1000) -> list[str]:
-    """Ends queued commands whose time is over; returns their ids, at most so many."""
-    cursor = await connection.execute(_EXPIRE, {"server_id": server_id, "most": most})
-    return [command_id for (command_id,) in await cursor.fetchall()]

@@ -223,6 +223,13 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+async def driver(connection: AsyncConnection) -> Connection:
+    """The driver's connection under a pooled one, in the same transaction."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    return raw
+
+
 async def current_time(connection: AsyncConnection) -> datetime:
     """The transaction's time by PostgreSQL's clock."""
     now: datetime = (await connection.execute(select(func.now()))).scalar_one()

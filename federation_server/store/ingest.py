@@ -29,7 +29,7 @@ from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
 from federation_server.store import ingest_analytics, ingest_commands
 from federation_server.store.database import Connection
-from federation_server.store.ingest_commands import ChangedCommand
+from federation_server.store.ledger import ChangedCommand
 
 DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
 """What a durable message holds; None for one that this server does not know or has refused: it
@@ -258,7 +258,7 @@ async def _apply_durables(
         await ingest_analytics.write(connection, reports, now=outcome.time, oldest=oldest_point)
     updates = [(i.neuron_id, i.payload) for i in fresh if isinstance(i.payload, CommandUpdate)]
     if updates:
-        outcome.changed = await ingest_commands.write(connection, updates)
+        outcome.changed = await ingest_commands.write(connection, updates, now=outcome.time)
 
 
 async def _apply_heartbeats(

@@ -230,6 +230,8 @@ def _first_state(description: NeuronDescription) -> dict[str, Any]:
         "sdk_version": "",
         "server_id": "",
         "peer": "",
+        "spool_id": "",
+        "backlog_sequence": 0,
         "requests_total": 0,
         "failed_requests_total": 0,
         "response_ms_total": 0.0,

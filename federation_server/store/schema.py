@@ -117,6 +117,9 @@ neuron_states = Table(
     Column("sdk_version", Text, nullable=False),
     Column("server_id", Text, nullable=False),
     Column("peer", Text, nullable=False),
+    # its spool, and the last sequence that this held when the session began
+    Column("spool_id", Text, nullable=False),
+    Column("backlog_sequence", BigInteger, nullable=False),
     # the last heartbeat
     Column("last_heartbeat_time", _TIME),
     Column("health_score", Double),
@@ -220,7 +223,9 @@ commands = Table(
     Column("progress_timeout", Interval),
     Column("execution", EXECUTION, nullable=False),
     Column("max_attempts", Integer, nullable=False),
-    Column("retry_backoff", Interval),
+    Column("retry_backoff", Interval, nullable=False),
+    Column("allow_unadvertised", Boolean, nullable=False),
+    Column("retry_of_command_id", UUID(as_uuid=False)),
     # where it stands; revision grows with every change, session_epoch is the last send's
     Column("state", COMMAND_STATE, nullable=False),
     Column("state_reason", Text, nullable=False),
@@ -230,6 +235,12 @@ commands = Table(
     Column("progress_fraction", Double),
     Column("progress_message", Text),
     Column("progress_time", _TIME),
+    Column("checkpoint", JSONB),
+    Column("next_attempt_time", _TIME),
+    # the attempt that the neuron is to give up, and the session that was told last
+    Column("cancel_attempt", Integer),
+    Column("cancel_epoch", BigInteger),
+    Column("cancel_time", _TIME),
     # result
     Column("response", JSONB),
     Column("error_code", Text),

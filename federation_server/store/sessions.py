@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.neuron import Lifecycle
 from federation_server.store.database import Connection
+from federation_server.store.ledger import IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class NewSession:
     spool_id: str
     server_id: str
     peer: str
+    backlog_sequence: int
+    """The last sequence that the neuron's spool holds; 0 for none."""
     running: Sequence[tuple[str, int]]
     """The commands, with their attempts, that the neuron has accepted and not finished."""
 
@@ -43,13 +46,15 @@ class OpenedSession:
     """How far the neuron's spool has been applied."""
     previous_server_id: str | None
     """The server that held the session before, if that was open."""
+    astray: Sequence[tuple[str, int]]
+    """What the neuron has accepted and not finished, and the ledger does not wait for."""
 
 
 # What the neuron says is running is at home there: it takes the new epoch, so that the dispatcher
 # does not send it again. Reading the spool's mark in the same snapshot may show an older one than
 # the fence leaves; the neuron then repeats messages that have no effect. The neuron's row is locked
 # first, as everywhere: a deactivation that has just begun is waited for, and then seen.
-_OPEN = text("""
+_OPEN = text(f"""
 WITH neuron AS MATERIALIZED (
     SELECT neuron_id FROM neurons
     WHERE neuron_id = :neuron_id AND lifecycle = 'ACTIVE' AND token_generation = :generation
@@ -70,22 +75,29 @@ WITH neuron AS MATERIALIZED (
         sdk_version = :sdk_version,
         server_id = :server_id,
         peer = :peer,
+        spool_id = :spool_id,
+        backlog_sequence = :backlog_sequence,
         presence = 'ONLINE',
         presence_time = CASE WHEN s.presence <> 'ONLINE' THEN now() ELSE s.presence_time END,
         presence_reason = 'session opened'
     FROM before WHERE s.neuron_id = before.neuron_id
     RETURNING s.session_epoch, before.session_open, before.server_id AS previous_server_id
+), named AS (
+    SELECT command_id, attempt
+    FROM unnest(cast(:command_ids AS uuid[]), cast(:attempts AS int8[])) AS r (command_id, attempt)
 ), running AS (
     UPDATE commands c SET session_epoch = opened.session_epoch
-    FROM opened,
-         unnest(cast(:command_ids AS uuid[]), cast(:attempts AS int8[])) AS r (command_id, attempt)
-    WHERE c.command_id = r.command_id AND c.attempt = r.attempt AND c.neuron_id = :neuron_id
-      AND c.state IN ('SENT', 'ACCEPTED', 'RUNNING', 'CANCELLING')
+    FROM opened, named
+    WHERE c.command_id = named.command_id AND c.attempt = named.attempt
+      AND c.neuron_id = :neuron_id AND c.state IN {IN_FLIGHT}
+    RETURNING c.command_id
 )
 SELECT opened.session_epoch, now(),
        coalesce((SELECT last_sequence FROM spools
                  WHERE neuron_id = :neuron_id AND spool_id = :spool_id), 0),
-       CASE WHEN opened.session_open THEN opened.previous_server_id END
+       CASE WHEN opened.session_open THEN opened.previous_server_id END,
+       ARRAY(SELECT command_id::text || ' ' || attempt FROM named
+             WHERE command_id NOT IN (SELECT command_id FROM running))
 FROM opened
 """)
 
@@ -107,6 +119,7 @@ async def open_session(connection: AsyncConnection, new: NewSession) -> OpenedSe
                 "sdk_name": new.sdk_name,
                 "sdk_version": new.sdk_version,
                 "spool_id": new.spool_id,
+                "backlog_sequence": new.backlog_sequence,
                 "server_id": new.server_id,
                 "peer": new.peer,
                 "command_ids": [command_id for command_id, _ in new.running],
@@ -114,7 +127,17 @@ async def open_session(connection: AsyncConnection, new: NewSession) -> OpenedSe
             },
         )
     ).one_or_none()
-    return None if row is None else OpenedSession(*row)
+    if row is None:
+        return None
+    epoch, server_time, last_sequence, previous_server_id, astray = row
+    return OpenedSession(
+        epoch, server_time, last_sequence, previous_server_id, [_attempt(each) for each in astray]
+    )
+
+
+def _attempt(text: str) -> tuple[str, int]:
+    command_id, _, attempt = text.partition(" ")
+    return command_id, int(attempt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest_asyncio
 
 from federation_server.domain.command import Accepted, CommandState, CommandUpdate, Finished
-from federation_server.store import commands, ingest
-from federation_server.store.commands import ClaimedCommand, NewCommand
+from federation_server.store import commands, dispatch, ingest, timers
+from federation_server.store.commands import NewCommand
 from federation_server.store.database import Connection, Database
+from federation_server.store.dispatch import ClaimedCommand
 from federation_server.store.ingest import DurableItem
 from tests.support.neurons import open_session, put_neuron
 
@@ -64,7 +65,8 @@ async def issue(
 
 
 async def claim(connection: Connection, epoch: int) -> list[ClaimedCommand]:
-    return await commands.claim(connection, SERVER, [(NEURON, epoch)])
+    claimed = await dispatch.claim(connection, SERVER, [(NEURON, epoch)])
+    return [each for each in claimed if isinstance(each, ClaimedCommand)]
 
 
 async def update(
@@ -111,7 +113,7 @@ async def test_a_command_waits_for_its_time(database: Database, connection: Conn
     epoch = (await open_session(database, NEURON)).epoch
     await issue(database, not_before=timedelta(minutes=1))
     assert await claim(connection, epoch) == []
-    assert await commands.neurons_with_work(connection, SERVER) == []
+    assert await dispatch.neurons_with_work(connection, SERVER) == []
 
 
 async def test_a_superseded_session_claims_nothing(
@@ -132,9 +134,9 @@ async def test_what_was_in_flight_is_sent_again_to_the_next_session_with_the_sam
     await claim(connection, epoch)
     await update(connection, epoch, 1, CommandUpdate(command_id, 1, Accepted()))
     epoch = (await open_session(database, NEURON)).epoch
-    assert await commands.neurons_with_work(connection, SERVER) == [NEURON]
+    assert await dispatch.neurons_with_work(connection, SERVER) == [NEURON]
     (again,) = await claim(connection, epoch)
-    assert (again.command_id, again.attempt, again.again) == (command_id, 1, True)
+    assert (again.command_id, again.attempt) == (command_id, 1)
     async with database.begin() as reading:
         record = await commands.get(reading, command_id)
         assert record is not None
@@ -152,7 +154,7 @@ async def test_what_the_neuron_says_is_running_is_not_sent_again(
     await claim(connection, epoch)
     epoch = (await open_session(database, NEURON, running=[(command_id, 1)])).epoch
     assert await claim(connection, epoch) == []
-    assert await commands.neurons_with_work(connection, SERVER) == []
+    assert await dispatch.neurons_with_work(connection, SERVER) == []
 
 
 async def test_a_queued_command_expires_and_a_running_one_does_not(
@@ -162,7 +164,7 @@ async def test_a_queued_command_expires_and_a_running_one_does_not(
     running = await issue(database)
     await claim(connection, epoch)
     queued = await issue(database, not_before=timedelta(seconds=-2), expire=timedelta(seconds=-1))
-    assert await commands.expire(connection, SERVER) == [queued]
+    assert await timers.expire(connection, SERVER) == [queued]
     async with database.begin() as reading:
         ended = await commands.get(reading, queued)
         going = await commands.get(reading, running)

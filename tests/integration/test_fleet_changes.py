@@ -283,6 +283,7 @@ async def test_a_deactivated_neuron_may_not_come_back_until_it_is_activated(
                 "",
                 HERE,
                 "",
+                0,
                 (),
             )
             return await session_store.open_session(connection, new) is not None

@@ -28,7 +28,7 @@ from federation_server.domain.command import (
     Progressed,
 )
 from federation_server.domain.neuron import Presence
-from federation_server.store import commands, ingest, partitions
+from federation_server.store import commands, dispatch, ingest, partitions
 from federation_server.store.commands import CommandRecord, NewCommand
 from federation_server.store.database import Connection, Database
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
@@ -106,7 +106,7 @@ async def issue(database: Database) -> CommandRecord:
 
 async def sent(database: Database, connection: Connection, epoch: int) -> str:
     record = await issue(database)
-    claimed = await commands.claim(connection, "server-1", [(NEURON, epoch)])
+    claimed = await dispatch.claim(connection, "server-1", [(NEURON, epoch)])
     assert [command.command_id for command in claimed] == [record.command_id]
     return record.command_id
 

@@ -16,6 +16,7 @@ from federation.v1 import (
     access_service_pb2,
     access_service_pb2_grpc,
     analytics_service_pb2_grpc,
+    command_pb2,
     command_service_pb2_grpc,
     fleet_service_pb2_grpc,
     neuron_pb2,
@@ -109,6 +110,7 @@ class BareNeuron:
 
     def __init__(self, federation: Served, token: str) -> None:
         """Opens the call and sends nothing."""
+        self.sequence = 0
         self.call = federation.session.Connect(metadata=(("authorization", f"Bearer {token}"),))
 
     async def send(self, **message: Any) -> None:
@@ -123,7 +125,11 @@ class BareNeuron:
         return message
 
     async def hello(
-        self, *, spool_id: str = "spool-1", running: list[pb.RunningCommand] | None = None
+        self,
+        *,
+        spool_id: str = "spool-1",
+        running: list[pb.RunningCommand] | None = None,
+        next_sequence: int = 1,
     ) -> pb.Welcome:
         """Says Hello; gives the Welcome."""
         await self.send(
@@ -132,13 +138,42 @@ class BareNeuron:
                 sdk=neuron_pb2.Sdk(name="bare", version="1"),
                 spool_id=spool_id,
                 first_sequence=1,
-                next_sequence=1,
+                next_sequence=next_sequence,
                 running_commands=running or [],
             )
         )
         message = await self.receive()
         assert message.HasField("welcome")
         return message.welcome
+
+    async def command(self) -> pb.CommandDelivery:
+        """The next command; what comes before it is dropped."""
+        while not (message := await self.receive()).HasField("command"):
+            pass
+        return message.command
+
+    async def cancelled(self) -> pb.CancelCommand:
+        """The next command to give up; what comes before it is dropped."""
+        while not (message := await self.receive()).HasField("cancel_command"):
+            pass
+        return message.cancel_command
+
+    async def update(self, of: pb.CommandDelivery | pb.CancelCommand, **update: Any) -> int:
+        """Says what became of an attempt; gives the message's sequence."""
+        self.sequence += 1
+        await self.send(
+            sequence=self.sequence,
+            command_update=pb.CommandUpdate(command_id=of.command_id, attempt=of.attempt, **update),
+        )
+        return self.sequence
+
+    async def finish(
+        self, of: pb.CommandDelivery | pb.CancelCommand, state: str, code: str = ""
+    ) -> int:
+        """Says how an attempt ended; gives the message's sequence."""
+        error = command_pb2.CommandError(code=code, message="so it is") if code else None
+        ended = command_pb2.CommandState.Value(f"COMMAND_STATE_{state}")
+        return await self.update(of, finished=pb.CommandFinished(state=ended, error=error))
 
     async def acked(self, sequence: int) -> None:
         """Waits until everything up to that sequence is acknowledged."""

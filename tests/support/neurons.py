@@ -100,6 +100,7 @@ async def open_session(
     server_id: str = "server-1",
     spool_id: str = "spool-1",
     running: Sequence[tuple[str, int]] = (),
+    backlog: int = 0,
 ) -> OpenedSession:
     """A new session of the neuron, superseding the one before."""
     async with database.begin() as connection:
@@ -115,6 +116,7 @@ async def open_session(
                 spool_id=spool_id,
                 server_id=server_id,
                 peer="ipv4:127.0.0.1:1",
+                backlog_sequence=backlog,
                 running=running,
             ),
         )

@@ -119,6 +119,7 @@ class Office:
                     spool_id="s",
                     server_id=SERVER_ID,
                     peer="ipv4:127.0.0.1:1",
+                    backlog_sequence=0,
                     running=(),
                 ),
             )

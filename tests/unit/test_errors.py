@@ -49,6 +49,8 @@ ALL: list[Refused] = [
     errors.protocol_violation("the first message must be a Hello"),
     errors.command_not_found("c-1"),
     errors.command_type_not_advertised("n-1", "run"),
+    errors.command_ended("c", "FAILED"),
+    errors.command_not_ended("c", "QUEUED"),
     errors.request_id_reused("r-1"),
     errors.enrollment_token_not_found("t-1"),
     errors.page_token_invalid(),

@@ -1,0 +1,193 @@
+"""What the dispatcher takes from the ledger: commands to send, and attempts to be given up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
+
+from federation_server.domain.command import CommandState, Execution, predecessors
+from federation_server.domain.neuron import JsonObject
+from federation_server.store.database import Connection
+from federation_server.store.ledger import IN_FLIGHT, states
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedCommand:
+    """A command that this server is to write to its neuron's stream."""
+
+    command_id: str
+    neuron_id: str
+    session_epoch: int
+    attempt: int
+    type: str
+    data: JsonObject
+    priority: int
+    run_timeout: timedelta | None
+    expire_after: timedelta | None
+    """None for one that has started: it was sent before, and its fate is unknown."""
+    checkpoint: JsonObject | None
+    max_attempts: int
+    execution: Execution
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedCancel:
+    """An attempt that this server is to tell its neuron to give up."""
+
+    command_id: str
+    neuron_id: str
+    session_epoch: int
+    attempt: int
+    reason: str
+
+
+Claimed: TypeAlias = ClaimedCommand | ClaimedCancel
+
+_DUE = f"""
+    state IN {states(*predecessors(CommandState.SENT))} AND expire_time > now()
+    AND (not_before_time IS NULL OR not_before_time <= now())
+    AND (next_attempt_time IS NULL OR next_attempt_time <= now())
+    AND (cancel_attempt IS NULL OR cancel_epoch IS NOT NULL)
+"""
+"""What may be sent now. An attempt that is to be given up is, before the next one is sent."""
+
+_TO_CANCEL = "cancel_attempt IS NOT NULL AND (state = 'CANCELLING' OR cancel_epoch IS NULL)"
+"""The condition of the index `commands_cancel`."""
+
+_AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
+
+# Three kinds are taken: what waits and has a place (control commands need none); what is in flight
+# since an earlier session and was not named in this one's Hello, which is sent again with the same
+# attempt, for the neuron's journal to answer; and attempts to be given up, once in each session. A
+# command whose session is superseded meanwhile is found again by the next one. To a doubtful
+# session goes also what was marked SENT for that very session: the answer to an earlier claim was
+# lost.
+_CLAIM = f"""
+WITH place AS (
+    SELECT s.neuron_id, s.session_epoch, w.doubtful,
+        n.max_concurrent_commands - (
+            SELECT count(*) FROM commands c
+            WHERE c.neuron_id = s.neuron_id AND NOT c.control AND c.state IN {IN_FLIGHT}
+        ) AS free
+    FROM unnest(%(neuron_ids)s::text[], %(epochs)s::int8[], %(doubtful)s::bool[])
+         AS w (neuron_id, epoch, doubtful)
+    JOIN neuron_states s ON s.neuron_id = w.neuron_id AND s.session_epoch = w.epoch
+    JOIN neurons n ON n.neuron_id = s.neuron_id
+    WHERE s.session_open
+), picked AS (
+    SELECT p.session_epoch, c.command_id, c.state
+    FROM place p
+    CROSS JOIN LATERAL (
+        (SELECT command_id, state FROM commands
+         WHERE neuron_id = p.neuron_id AND control AND {_DUE}
+         ORDER BY priority DESC, create_time LIMIT 16)
+        UNION ALL
+        (SELECT command_id, state FROM commands
+         WHERE neuron_id = p.neuron_id AND NOT control AND {_DUE}
+         ORDER BY priority DESC, create_time LIMIT greatest(p.free, 0))
+        UNION ALL
+        (SELECT command_id, state FROM commands
+         WHERE neuron_id = p.neuron_id AND state IN {_AGAIN}
+           AND (session_epoch < p.session_epoch AND execution = 'AT_LEAST_ONCE'
+                OR p.doubtful AND state = 'SENT' AND session_epoch = p.session_epoch)
+         ORDER BY priority DESC, create_time)
+    ) c
+), claimed AS (
+    UPDATE commands c SET
+        state = CASE WHEN c.state = 'QUEUED' THEN 'SENT' ELSE c.state END,
+        attempt = CASE WHEN c.state = 'QUEUED' THEN c.attempt + 1 ELSE c.attempt END,
+        session_epoch = picked.session_epoch,
+        send_time = now(),
+        state_reason = CASE WHEN c.state = 'QUEUED' THEN '' ELSE 'sent again to a new session' END,
+        -- what an earlier attempt has left
+        next_attempt_time = NULL,
+        cancel_attempt = NULL,
+        cancel_epoch = NULL,
+        accept_time = CASE WHEN c.state <> 'QUEUED' THEN c.accept_time END,
+        start_time = CASE WHEN c.state <> 'QUEUED' THEN c.start_time END,
+        progress_fraction = CASE WHEN c.state <> 'QUEUED' THEN c.progress_fraction END,
+        progress_message = CASE WHEN c.state <> 'QUEUED' THEN c.progress_message END,
+        progress_time = CASE WHEN c.state <> 'QUEUED' THEN c.progress_time END,
+        error_code = NULL,
+        error_message = NULL,
+        error_details = NULL,
+        log_tail = '',
+        run_duration = NULL,
+        revision = c.revision + 1
+    FROM picked
+    WHERE c.command_id = picked.command_id AND c.state = picked.state
+    RETURNING c.*, picked.state <> 'QUEUED' AS again
+), logged AS (
+    INSERT INTO command_transitions
+        (command_id, revision, state, transition_time, attempt, actor, reason)
+    SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s, ''
+    FROM claimed WHERE NOT again
+), given_up AS (
+    UPDATE commands c SET cancel_epoch = p.session_epoch
+    FROM place p
+    WHERE c.neuron_id = p.neuron_id AND {_TO_CANCEL}
+      AND c.cancel_epoch IS DISTINCT FROM p.session_epoch
+    RETURNING c.*
+)
+SELECT false, command_id::text, neuron_id, session_epoch, attempt, '', type, data, priority,
+       run_timeout, CASE WHEN state <> 'RUNNING' THEN greatest(expire_time - now(), '0') END,
+       checkpoint, max_attempts, execution::text, again, control, create_time
+FROM claimed
+UNION ALL
+SELECT true, command_id::text, neuron_id, cancel_epoch, cancel_attempt, state_reason, type, NULL,
+       priority, NULL, NULL, NULL, max_attempts, execution::text, true, true, create_time
+FROM given_up
+ORDER BY 3, 15 DESC, 16 DESC, 9 DESC, 17
+"""
+
+
+async def claim(
+    connection: Connection,
+    server_id: str,
+    sessions: Sequence[tuple[str, int]],
+    *,
+    doubtful: Collection[tuple[str, int]] = (),
+) -> list[Claimed]:
+    """Takes what those sessions (neuron_id, epoch) of this server are to be sent now, and marks
+    it so. One statement: what it returns is committed. `doubtful` are those of them for which the
+    answer to an earlier claim was lost.
+    """
+    cursor = await connection.execute(
+        _CLAIM.encode(),
+        {
+            "server_id": server_id,
+            "neuron_ids": [neuron_id for neuron_id, _ in sessions],
+            "epochs": [epoch for _, epoch in sessions],
+            "doubtful": [session in doubtful for session in sessions],
+        },
+    )
+    claimed: list[Claimed] = []
+    for to_cancel, *row in await cursor.fetchall():
+        command_id, neuron_id, epoch, attempt, reason, *order = row
+        if to_cancel:
+            claimed.append(ClaimedCancel(command_id, neuron_id, epoch, attempt, reason))
+        else:
+            order[7] = Execution(order[7])
+            claimed.append(ClaimedCommand(command_id, neuron_id, epoch, attempt, *order[:8]))
+    return claimed
+
+
+_WAITING = f"""
+SELECT DISTINCT c.neuron_id
+FROM commands c JOIN neuron_states s USING (neuron_id)
+WHERE s.session_open AND s.server_id = %(server_id)s
+  AND ({_DUE}
+       OR ({_TO_CANCEL} AND c.cancel_epoch IS DISTINCT FROM s.session_epoch)
+       OR (c.state IN {_AGAIN} AND c.execution = 'AT_LEAST_ONCE'
+           AND c.session_epoch < s.session_epoch))
+"""
+
+
+async def neurons_with_work(connection: Connection, server_id: str) -> list[str]:
+    """The neurons with a stream on this server for which something waits: what hints missed, and
+    what had to wait for its time.
+    """
+    cursor = await connection.execute(_WAITING.encode(), {"server_id": server_id})
+    return [neuron_id for (neuron_id,) in await cursor.fetchall()]
