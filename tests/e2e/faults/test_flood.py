@@ -1,0 +1,157 @@
+"""More than anybody should send, or at the same moment: nobody else waits, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from multiprocessing import get_context
+
+import grpc
+import grpc.aio
+import psutil
+
+from federation.v1 import fleet_service_pb2, heartbeat_pb2
+from federation.v1 import session_service_pb2 as pb
+from tests.support.calls import shown
+from tests.support.faults import Postgres, is_online, issue, report
+from tests.support.federation import BareNeuron, Served, connected, running
+from tests.support.plain_neuron import now
+from tests.support.processes import FederationProcess
+from tests.support.waiting import eventually
+
+FLOOD = 100_000
+CUTS = 2_000
+
+
+def flood(address: str, token: str) -> None:
+    """Sends heartbeats as fast as it can."""
+
+    async def send() -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            neuron = BareNeuron(Served(address, channel), token)
+            await neuron.hello()
+            beat = pb.NeuronMessage(heartbeat=heartbeat_pb2.Heartbeat(health_score=50.0))
+            for _ in range(FLOOD):
+                await neuron.call.write(beat)
+
+    asyncio.run(send())
+
+
+async def test_100_000_heartbeats_at_once_keep_nobody_else_waiting(
+    served: Served, server: FederationProcess
+) -> None:
+    token = await served.register("flood")
+    memory = psutil.Process(server.process.pid).memory_info
+    before = memory().rss
+    flooding = get_context("spawn").Process(target=flood, args=(served.address, token))
+    async with connected(served, "calm") as calm:
+        flooding.start()
+        try:
+            await eventually(lambda: is_online(served, "flood"), describe="the flood has begun")
+            for sequence in range(1, 31):
+                await calm.send(sequence=sequence, send_time=now(), analytics_report=report("calm"))
+                await calm.acked(sequence)
+                await asyncio.sleep(0.1)
+        finally:
+            flooding.kill()
+            flooding.join()
+    assert memory().rss - before < 64 * 1024 * 1024
+
+
+async def test_a_neuron_that_never_reads_is_sent_home_all_the_same(database_url: str) -> None:
+    async with running(database_url) as federation:
+        token = await federation.register("deaf")
+        async with grpc.aio.insecure_channel(
+            federation.address,
+            options=[("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)],
+        ) as channel:
+            deaf = BareNeuron(Served(federation.address, channel), token)
+            await deaf.hello()
+            bad = heartbeat_pb2.Heartbeat(
+                dependencies=[heartbeat_pb2.DependencyStatus(name="x" * 500)] * 100
+            )
+
+            async def talk() -> None:
+                for _ in range(2000):
+                    await deaf.send(heartbeat=bad)
+
+            talking = asyncio.create_task(talk())
+            session = federation.app.sessions.get("deaf")
+            assert session is not None
+            await eventually(lambda: session.crowded, within=20, describe="nobody reads")
+            await federation.fleet.DeactivateNeuron(
+                fleet_service_pb2.DeactivateNeuronRequest(neuron_id="deaf"),
+                metadata=federation.admin,
+            )
+            await eventually(
+                lambda: not len(federation.app.sessions), within=8, describe="its stream has ended"
+            )
+            talking.cancel()
+            deaf.call.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
+
+
+async def test_streams_opened_and_cut_at_once_leave_no_session_behind(
+    served: Served, server: FederationProcess, doomed: Postgres
+) -> None:
+    tokens = [await served.register(f"cut-{number}") for number in range(8)]
+
+    async def open_and_cut(number: int) -> None:
+        neuron = BareNeuron(served, tokens[number % len(tokens)])
+        with suppress(grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
+            await neuron.send(
+                hello=pb.Hello(instance_id="i", spool_id="s", next_sequence=1, first_sequence=1)
+            )
+            await asyncio.sleep(number % 50 / 1000)
+        neuron.call.cancel()
+
+    async with connected(served, "stays") as stays:
+        for begin in range(0, CUTS, 500):
+            await asyncio.gather(*(open_and_cut(number) for number in range(begin, begin + 500)))
+
+        async def closed() -> bool:
+            query = (
+                "SELECT count(*) FROM neuron_states WHERE session_open AND neuron_id LIKE 'cut-%'"
+            )
+            return bool(await asyncio.to_thread(doomed.ask, query) == 0)
+
+        await eventually(closed, within=20, describe="every session is closed")
+        await stays.send(sequence=1, send_time=now(), analytics_report=report("stays"))
+        await stays.acked(1)
+
+
+async def test_one_request_id_from_two_callers_at_once_issues_once(served: Served) -> None:
+    await served.register("asked-twice")
+    made = await asyncio.gather(
+        *(issue(served, "asked-twice", request_id="the-same") for _ in range(10))
+    )
+    assert len({command.command_id for command in made}) == 1
+
+
+async def test_whichever_comes_first_no_deactivated_neuron_keeps_a_stream(
+    served: Served, doomed: Postgres
+) -> None:
+    token = await served.register("racer")
+    for turn in range(15):
+        neuron = BareNeuron(served, token)
+
+        async def deactivate(delay_s: float) -> None:
+            await asyncio.sleep(delay_s)
+            request = fleet_service_pb2.DeactivateNeuronRequest(neuron_id="racer")
+            await served.fleet.DeactivateNeuron(request, metadata=served.admin)
+
+        async def connect(neuron: BareNeuron) -> None:
+            with suppress(grpc.aio.AioRpcError, AssertionError, asyncio.InvalidStateError):
+                await neuron.hello()
+
+        async def command() -> None:
+            with suppress(grpc.aio.AioRpcError):  # it came too late
+                await issue(served, "racer")
+
+        await asyncio.gather(connect(neuron), deactivate(turn / 1000), command())
+        ended = (await neuron.end())[0]  # UNAVAILABLE where the two met in the database
+        assert ended in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE}
+        assert not (await shown(served, "racer")).session.open
+        await served.fleet.ActivateNeuron(
+            fleet_service_pb2.ActivateNeuronRequest(neuron_id="racer"), metadata=served.admin
+        )
