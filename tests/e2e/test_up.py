@@ -2,112 +2,50 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support.processes import FEDERATION, READY_WITHIN_S, FederationProcess, free_port
 from tests.support.waiting import eventually_sync
-
-BIN = Path(sys.executable).parent
-FEDERATION = str(BIN / "federation")
-START_WITHIN_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-class Up:
-    """A `federation` process, its environment, and what it printed."""
-
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
-        self.port = free_port()
-        self.data_dir = folder / "data"
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in {"DATABASE_URL", "ADMIN_API_KEY"} and not name.startswith("FEDERATION_")
-        }
-        self.environment: Mapping[str, str] = kept | {
-            "FEDERATION_DATA_DIR": str(self.data_dir),
-            "FEDERATION_PORT": str(self.port),
-            "FEDERATION_METRICS_PORT": "0",
-            **environment,
-        }
-        self._output = (folder / f"output-{self.port}").open("w+b")
-        self.process = subprocess.Popen(
-            [FEDERATION, *arguments],
-            env=self.environment,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def output(self) -> str:
-        self._output.flush()
-        return Path(self._output.name).read_text()
-
-    def says(self, text: str) -> str:
-        """Waits until it has printed that; gives all that it has printed."""
-
-        def said() -> bool:
-            assert self.process.poll() is None or text in self.output(), self.output()
-            return text in self.output()
-
-        eventually_sync(said, within=START_WITHIN_S, describe=f"it prints {text!r}")
-        return self.output()
-
-    def ends(self, within_s: float = 30.0) -> int:
-        status: int = self.process.wait(within_s)
-        return status
-
-    def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a shell command as the person at the terminal would."""
-        return subprocess.run(  # noqa: S602 - the banner's commands are meant for a shell
-            command,
-            shell=True,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def stop(self) -> None:
-        """Ends it, in order if it can, and waits until nothing of it is left."""
-        if self.process.poll() is None:
-            children = descendants(self.process)
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-            eventually_sync(lambda: gone(children), within=20, describe="nothing is left")
-        self._output.close()
 
 
 @contextmanager
-def up(folder: Path, *arguments: str, **environment: str) -> Iterator[Up]:
-    started = Up(folder, *arguments, **environment)
+def up(folder: Path, *arguments: str, **environment: str) -> Iterator[FederationProcess]:
+    """A `federation` that was started; nothing of it is left after the block."""
+    federation = FederationProcess(folder, *arguments, **environment)
+    federation.launch()
     try:
-        yield started
+        yield federation
     finally:
-        started.stop()
+        if federation.process.poll() is None:
+            children = descendants(federation.process)
+            try:
+                federation.stop()
+            finally:
+                federation.kill()
+            eventually_sync(lambda: gone(children), within=20, describe="nothing is left")
+
+
+def run(federation: FederationProcess, command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a shell command as the person at the terminal would."""
+    return subprocess.run(  # noqa: S602 - the banner's commands are meant for a shell
+        command,
+        shell=True,
+        env=federation.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -137,13 +75,13 @@ def test_a_newcomer_sees_all_there_is_and_the_commands_work_as_printed(folder: P
         assert len(commands) == 3
 
         def listed() -> bool:
-            return "ONLINE" in federation.run(commands[0]).stdout
+            return "ONLINE" in run(federation, commands[0]).stdout
 
         eventually_sync(listed, within=30, describe="the demo neuron is online")
         for command in commands:
-            done = federation.run(command)
+            done = run(federation, command)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
-        assert "World" in federation.run(commands[1]).stdout
+        assert "World" in run(federation, commands[1]).stdout
         kept = federation.data_dir / "admin.key"
         assert kept.read_text().strip() == key[0]
         assert kept.stat().st_mode & 0o777 == 0o600
@@ -155,18 +93,18 @@ def test_ctrl_c_stops_everything_in_order_and_leaves_nothing_behind(folder: Path
         children = descendants(federation.process)
         assert len(children) > 2
         federation.process.send_signal(signal.SIGINT)
-        assert federation.ends() == 0
+        assert federation.ended() == 0
         assert gone(children)
-        assert "Traceback" not in federation.output()
+        assert "Traceback" not in federation.output
 
 
 def test_after_kill_9_nothing_runs_and_the_next_start_has_the_same_data(folder: Path) -> None:
     with up(folder, "up") as federation:
         federation.says("Ctrl-C stops everything")
-        listing = banner_commands(federation.output())[0]
+        listing = banner_commands(federation.output)[0]
 
         def listed() -> bool:
-            return "demo-neuron" in federation.run(listing).stdout
+            return "demo-neuron" in run(federation, listing).stdout
 
         eventually_sync(listed, within=30, describe="the demo neuron is known")
         children = descendants(federation.process)
@@ -176,26 +114,26 @@ def test_after_kill_9_nothing_runs_and_the_next_start_has_the_same_data(folder: 
         output = federation.says("Ctrl-C stops everything")
         assert "fak_" not in output
         assert str(federation.data_dir / "admin.key") in output
-        assert "demo-neuron" in federation.run(banner_commands(output)[0]).stdout
+        assert "demo-neuron" in run(federation, banner_commands(output)[0]).stdout
 
 
 def test_a_dead_postgresql_is_started_again(folder: Path) -> None:
     with up(folder, "up", "--no-demo") as federation:
         federation.says("Ctrl-C stops everything")
-        command = banner_commands(federation.output())[0]
+        command = banner_commands(federation.output)[0]
         for child in descendants(federation.process):
             if "postgres" in child.name():
                 child.kill()
 
         def answers() -> bool:
-            return federation.run(command).returncode == 0
+            return run(federation, command).returncode == 0
 
         eventually_sync(answers, within=30, describe="the server answers again")
 
 
-def fails(federation: Up, *words: str) -> None:
-    assert federation.ends(START_WITHIN_S) == 1, federation.output()
-    output = federation.output().strip()
+def fails(federation: FederationProcess, *words: str) -> None:
+    assert federation.ended(READY_WITHIN_S) == 1, federation.output
+    output = federation.output.strip()
     assert "Traceback" not in output
     last = output.splitlines()[-1]
     for word in words:
@@ -209,7 +147,7 @@ def test_a_taken_port_is_one_line_that_says_what_to_do(folder: Path) -> None:
         port = str(taken.getsockname()[1])
         with up(folder, "up", "--no-demo", FEDERATION_PORT=port) as federation:
             fails(federation, port, "taken", "--port")
-            assert "Failed to add port" not in federation.output(), "gRPC's own line is left out"
+            assert "Failed to add port" not in federation.output, "gRPC's own line is left out"
 
 
 def test_a_data_folder_in_use_is_one_line_that_says_what_to_do(folder: Path) -> None:
@@ -247,9 +185,9 @@ def test_serve_on_an_empty_database_says_to_migrate(folder: Path, empty_database
 
 def test_a_bad_setting_is_named(folder: Path) -> None:
     with up(folder, "serve", FEDERATION_FLUSH_INTERVAL="soon") as federation:
-        assert federation.ends(START_WITHIN_S) == 2
-        assert "FEDERATION_FLUSH_INTERVAL" in federation.output()
-        assert "Traceback" not in federation.output()
+        assert federation.ended(READY_WITHIN_S) == 2
+        assert "FEDERATION_FLUSH_INTERVAL" in federation.output
+        assert "Traceback" not in federation.output
 
 
 def test_plaintext_beyond_loopback_needs_to_be_said_aloud(folder: Path, database_url: str) -> None:
@@ -263,18 +201,18 @@ def test_a_postgresql_that_is_away_is_waited_for_in_clear_lines(folder: Path) ->
         output = federation.says("waiting for PostgreSQL")
         assert "Traceback" not in output
         federation.process.send_signal(signal.SIGTERM)
-        assert federation.ends() == 0
+        assert federation.ended() == 0
 
 
 def test_migrate_and_serve_work_on_a_postgresql_of_ones_own(
     folder: Path, empty_database_url: str
 ) -> None:
     with up(folder, "migrate", DATABASE_URL=empty_database_url) as migrating:
-        assert migrating.ends() == 0
+        assert migrating.ended() == 0
     with up(folder, "serve", DATABASE_URL=empty_database_url) as federation:
         federation.says("serving")
         server = shlex.quote(f"127.0.0.1:{federation.port}")
-        listing = federation.run(f"{FEDERATION} neurons list --server {server}")
+        listing = run(federation, f"{FEDERATION} neurons list --server {server}")
         assert listing.returncode == 0, listing.stderr
         federation.process.send_signal(signal.SIGTERM)
-        assert federation.ends() == 0
+        assert federation.ended() == 0

@@ -18,6 +18,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests.support.waiting import eventually_sync
 
+FEDERATION = str(Path(sys.executable).parent / "federation")
+"""The command, as it was installed."""
+
 READY_WITHIN_S = 60.0
 STOPPED_WITHIN_S = 30.0
 
@@ -48,12 +51,12 @@ class FederationProcess:
         self.address = f"127.0.0.1:{self.port}"
         self.data_dir = folder / "data"
         self._arguments = arguments
-        self._environment = clean_environment(
-            FEDERATION_DATA_DIR=str(self.data_dir),
-            FEDERATION_PORT=str(self.port),
-            FEDERATION_METRICS_PORT="0",
-            **environment,
-        )
+        settings = {
+            "FEDERATION_DATA_DIR": str(self.data_dir),
+            "FEDERATION_PORT": str(self.port),
+            "FEDERATION_METRICS_PORT": "0",
+        }
+        self.environment = clean_environment(**settings | environment)
         self._output = folder / f"output-{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -68,17 +71,35 @@ class FederationProcess:
         assert self._process is not None, "it was never started"
         return self._process
 
-    def start(self) -> None:
-        """Starts it and waits until it serves."""
+    def launch(self) -> None:
+        """Starts it and does not wait."""
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "federation_server.cli", *self._arguments],
-                env=self._environment,
+                [FEDERATION, *self._arguments],
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+    def start(self) -> None:
+        """Starts it and waits until it serves."""
+        self.launch()
         eventually_sync(self._serves, within=READY_WITHIN_S, describe="the server serves")
+
+    def says(self, text: str) -> str:
+        """Waits until it has printed that; gives all that it has printed."""
+
+        def said() -> bool:
+            assert self.process.poll() is None or text in self.output, self.output
+            return text in self.output
+
+        eventually_sync(said, within=READY_WITHIN_S, describe=f"it prints {text!r}")
+        return self.output
+
+    def ended(self, within_s: float = STOPPED_WITHIN_S) -> int:
+        """Waits for its end. Returns its exit status."""
+        return self.process.wait(within_s)
 
     def stop(self) -> int:
         """SIGTERM. Returns its exit status."""
@@ -91,7 +112,7 @@ class FederationProcess:
 
     def _end(self, how: signal.Signals) -> int:
         self.process.send_signal(how)
-        return self.process.wait(STOPPED_WITHIN_S)
+        return self.ended()
 
     def _serves(self) -> bool:
         if self.process.poll() is not None:
