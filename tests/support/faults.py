@@ -46,9 +46,7 @@ class Postgres:
     """A PostgreSQL that can be stopped, frozen and killed."""
 
     def __init__(self, folder: Path) -> None:
-        # It is killed here, and must keep what it has committed.
-        settings = FAST_AND_LOOSE | {"synchronous_commit": "on"}
-        self.embedded = EmbeddedPostgres(folder / "data", settings=settings)
+        self.embedded = EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE)
         self.url = ""
 
     def start(self) -> None:
