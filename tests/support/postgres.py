@@ -23,8 +23,8 @@ from sqlalchemy import URL, make_url
 from federation_server.store.embedded import EmbeddedPostgres
 
 FAST_AND_LOOSE = {"fsync": "off"}
-"""For data that need not survive the machine's crash. PostgreSQL's own loses nothing by it, for what
-is committed is with the kernel; without synchronous_commit or full_page_writes it might."""
+"""For data that need not survive the machine's crash. PostgreSQL's own loses nothing by it: what is
+committed is with the kernel. Without synchronous_commit or full_page_writes it might."""
 
 
 @dataclass(frozen=True)
