@@ -35,6 +35,7 @@ from federation_server.rpc.access import AccessServicer
 from federation_server.rpc.analytics import AnalyticsServicer
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.command import CommandServicer
+from federation_server.rpc.command_batch import CommandParts
 from federation_server.rpc.error_mapping import ErrorMapping
 from federation_server.rpc.fleet import FleetServicer
 from federation_server.rpc.registration import Registration
@@ -116,6 +117,8 @@ class App:
                 self.metrics.commands_ended.labels(state=change.state.value).inc()
                 self.metrics.command_seconds.observe(change.seconds)
                 self.dispatcher.wake(change.neuron_id)
+                if change.batch_id is not None:
+                    self.dispatcher.wake_batch(change.batch_id)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
@@ -195,12 +198,14 @@ class App:
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),
             command=CommandServicer(
-                self.database,
-                self.dispatcher,
-                self.watchers,
-                self.metrics,
-                self.server_id,
-                changed=self._commands_changed,
+                CommandParts(
+                    database=self.database,
+                    dispatcher=self.dispatcher,
+                    watchers=self.watchers,
+                    metrics=self.metrics,
+                    server_id=self.server_id,
+                    changed=self._commands_changed,
+                )
             ),
             analytics=AnalyticsServicer(self.database),
             access=AccessServicer(self.database),

@@ -17,6 +17,7 @@ class FactCode(StrEnum):
     ENDED = "ENDED"
     WAITS_FOR_TIME = "WAITS_FOR_TIME"
     WAITS_FOR_RETRY = "WAITS_FOR_RETRY"
+    WAITS_FOR_BATCH = "WAITS_FOR_BATCH"
     WAITS_FOR_NEURON = "WAITS_FOR_NEURON"
     WAITS_FOR_PLACE = "WAITS_FOR_PLACE"
     WAITS_TO_BE_SENT = "WAITS_TO_BE_SENT"
@@ -59,6 +60,8 @@ class Situation:
     attempt: int
     max_attempts: int
     control: bool
+    held: bool
+    """It waits until others of its batch have ended."""
     create_time: datetime
     not_before_time: datetime | None
     next_attempt_time: datetime | None
@@ -123,6 +126,9 @@ def _queued(at: Situation) -> Iterator[Fact]:
         ready = False
         words = f"attempt {at.attempt + 1} of {at.max_attempts} is not to be sent before"
         yield Fact(FactCode.WAITS_FOR_RETRY, words, at.next_attempt_time)
+    if at.held and at.connected:
+        ready = False
+        yield Fact(FactCode.WAITS_FOR_BATCH, "others of its batch go first")
     if at.lifecycle is Lifecycle.DEACTIVATED:
         yield Fact(FactCode.NEURON_DEACTIVATED, "its neuron is deactivated: activate it")
     elif not at.connected:

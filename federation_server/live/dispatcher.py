@@ -3,13 +3,14 @@
 The dispatcher is told that a neuron may have something to receive (`wake`): by an issue on this
 server, by a hint from another, by a new session, by a command that has ended and freed a place.
 Its one task claims for all such neurons in one statement and puts what it got into their
-outboxes. A slow scan finds what nobody told it of, and what had to wait for its time.
+outboxes. A slow scan finds what nobody told it of, and what had to wait for its time. Before it
+claims it lets the commands of batches go whose turn it is (`wake_batch`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import psycopg
 import structlog
@@ -17,8 +18,9 @@ import structlog
 from federation_server.domain.command import Execution
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
+from federation_server.live.notifier import hint_released
 from federation_server.live.session import Cancel, Delivery, Sessions
-from federation_server.store import dispatch
+from federation_server.store import batches, dispatch
 from federation_server.store.database import Connection, Database, bounded, first_line
 from federation_server.store.dispatch import Claimed, ClaimedCancel
 
@@ -44,6 +46,7 @@ class Dispatcher:
         self._metrics = metrics
         self._woken: set[str] = set()
         self._doubtful: set[tuple[str, int]] = set()
+        self._batches: set[str] = set()
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
 
@@ -55,6 +58,11 @@ class Dispatcher:
     def wake_all(self) -> None:
         """Something may wait for any neuron here."""
         self._woken.update(session.neuron_id for session in self._sessions)
+        self._wake.set()
+
+    def wake_batch(self, batch_id: str) -> None:
+        """Something of that batch has ended, or may begin."""
+        self._batches.add(batch_id)
         self._wake.set()
 
     async def run(self) -> None:
@@ -85,11 +93,11 @@ class Dispatcher:
                 await self._wake.wait()
         except TimeoutError:
             if len(self._sessions):
-                connection = await self._connected()
-                with bounded(connection, CLAIM_TIMEOUT_S):
-                    found = await dispatch.neurons_with_work(connection, self._server_id)
-                self._woken.update(found)
+                await self._scan()
         self._wake.clear()
+        if self._batches:
+            ended_in, self._batches = self._batches, set()
+            await self._release(ended_in)
         woken, self._woken = self._woken, set()
         sessions = [
             (session.neuron_id, session.epoch)
@@ -108,6 +116,24 @@ class Dispatcher:
                 )
             self._doubtful.difference_update(sessions)
             self._deliver(claimed)
+
+    async def _scan(self) -> None:
+        """Finds what nobody told of."""
+        connection = await self._connected()
+        with bounded(connection, CLAIM_TIMEOUT_S):
+            found = await dispatch.neurons_with_work(connection, self._server_id)
+        self._woken.update(found)
+        await self._release(None)
+
+    async def _release(self, batch_ids: Collection[str] | None) -> None:
+        """Lets more commands of batches go, wherever their neurons are."""
+        connection = await self._connected()
+        with bounded(connection, CLAIM_TIMEOUT_S):
+            released = await batches.release(connection, batch_ids)
+            elsewhere = [each for each in released if each[1] != self._server_id]
+            if elsewhere:
+                await hint_released(connection, elsewhere)
+        self._woken.update(neuron_id for neuron_id, server_id in released)
 
     def _deliver(self, claimed: Sequence[Claimed]) -> None:
         for each in claimed:

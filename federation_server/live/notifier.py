@@ -8,7 +8,7 @@ listener that has just (re)connected calls `missed` so that everything is looked
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 import structlog
@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.live.session import SessionEnd, Sessions
-from federation_server.store.database import Database, first_line
+from federation_server.store.database import Connection, Database, first_line
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,16 @@ def channel(server_id: str) -> str:
 async def hint_dispatch(connection: AsyncConnection, server_id: str, neuron_id: str) -> None:
     """Tells a server that a command waits for a neuron of its; sent when `connection` commits."""
     await _notify(connection, server_id, f"dispatch {neuron_id}")
+
+
+async def hint_released(connection: Connection, neurons: Sequence[tuple[str, str]]) -> None:
+    """Tells servers that commands wait for neurons (neuron_id, server_id) of theirs, at once."""
+    channels = [channel(server_id) for _, server_id in neurons]
+    hints = [f"dispatch {neuron_id}" for neuron_id, _ in neurons]
+    await connection.execute(
+        b"SELECT pg_notify(channel, hint) FROM unnest(%s::text[], %s::text[]) AS b (channel, hint)",
+        (channels, hints),
+    )
 
 
 async def hint_end(

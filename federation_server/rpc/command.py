@@ -1,9 +1,9 @@
-"""CommandService: what operators order."""
+"""CommandService: what operators order; its batches are in `command_batch.py`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 
 import grpc.aio
 import structlog
@@ -16,51 +16,26 @@ from federation_server.domain.command import CommandState
 from federation_server.domain.explain import explain
 from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
-from federation_server.live.dispatcher import Dispatcher
-from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_dispatch
-from federation_server.live.watchers import CommandWatchers
 from federation_server.rpc import auth, errors, limits
+from federation_server.rpc.command_batch import LOOK_INTERVAL_S, CommandBatches
 from federation_server.rpc.convert_command import command as to_command
 from federation_server.rpc.convert_command import fact as to_fact
 from federation_server.rpc.order import Order, advertised
 from federation_server.store import commands as store
 from federation_server.store import ledger
 from federation_server.store.command_list import ORDERS, list_commands
-from federation_server.store.database import Database, current_time, driver
-from federation_server.store.ledger import ChangedCommand, is_command_id
+from federation_server.store.database import current_time, driver
+from federation_server.store.ledger import is_command_id
 from federation_server.store.situation import situation
 
 log = structlog.get_logger(__name__)
 
-LOOK_INTERVAL_S = 1.0
-"""How often a watcher looks at the ledger without being woken: another server may have written."""
-
 _BEING_CANCELLED = frozenset({CommandState.CANCELLING, CommandState.CANCELLED})
 
 
-class CommandServicer(pb_grpc.CommandServiceServicer):
+class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
     """Issues commands, and shows and follows them."""
-
-    def __init__(
-        self,
-        database: Database,
-        dispatcher: Dispatcher,
-        watchers: CommandWatchers,
-        metrics: Metrics,
-        server_id: str,
-        *,
-        changed: Callable[[Sequence[ChangedCommand]], None],
-    ) -> None:
-        """Serves with what the composition root has built; `changed` is called with the commands
-        that a call has changed.
-        """
-        self._database = database
-        self._dispatcher = dispatcher
-        self._watchers = watchers
-        self._metrics = metrics
-        self._server_id = server_id
-        self._changed = changed
 
     async def IssueCommand(
         self,
@@ -84,7 +59,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> pb.GetCommandResponse:
         """See the contract."""
         limits.check(request)
-        async with self._database.begin() as connection:
+        async with self._parts.database.begin() as connection:
             record = await _get(connection, request.command_id)
             transitions = await store.transitions(connection, record)
         return pb.GetCommandResponse(command=to_command(record, transitions))
@@ -100,7 +75,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         if order_by and order_by not in ORDERS:
             words = f"must be one of {', '.join(ORDERS)}"
             raise errors.invalid_fields([Violation("order_by", words)])
-        async with self._database.begin() as connection:
+        async with self._parts.database.begin() as connection:
             records, next_page_token = await list_commands(
                 connection,
                 filter_text=request.filter,
@@ -142,7 +117,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         """See the contract."""
         limits.check(request)
         admin = auth.current_admin()
-        async with self._database.begin() as connection:
+        async with self._parts.database.begin() as connection:
             await _get(connection, request.command_id)
             changed = await ledger.cancel_commands(
                 await driver(connection),
@@ -155,8 +130,8 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
                 raise errors.command_ended(record.command_id, record.state)
             target = await store.target(connection, record.neuron_id)
             await self._hint(connection, record.neuron_id, target.server_id if target else None)
-        self._changed(changed)
-        self._dispatcher.wake(record.neuron_id)
+        self._parts.changed(changed)
+        self._parts.dispatcher.wake(record.neuron_id)
         log.info(
             "command cancelled",
             action="command_cancelled",
@@ -174,7 +149,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> pb.RetryCommandResponse:
         """See the contract."""
         limits.check(request)
-        async with self._database.begin() as connection:
+        async with self._parts.database.begin() as connection:
             old = await _get(connection, request.command_id)
         if not old.final:
             raise errors.command_not_ended(old.command_id, old.state)
@@ -188,7 +163,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
     ) -> pb.ExplainCommandResponse:
         """See the contract."""
         limits.check(request)
-        async with self._database.begin() as connection:
+        async with self._parts.database.begin() as connection:
             record = await _get(connection, request.command_id)
             transitions = await store.transitions(connection, record)
             facts = explain(await situation(connection, record, transitions))
@@ -202,10 +177,10 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         """The command now, and after each change, until its end."""
         shown = after
         first = True
-        with self._watchers.watching(command_id) as changed:
+        with self._parts.watchers.watching(command_id) as changed:
             while True:
                 changed.clear()
-                async with self._database.begin() as connection:
+                async with self._parts.database.begin() as connection:
                     record = await _get(connection, command_id)
                     transitions = await store.transitions(connection, record, after=shown)
                 if first or record.revision > shown:
@@ -213,7 +188,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
                     yield to_command(record, transitions)
                 if record.final:
                     return
-                if self._watchers.closed:
+                if self._parts.watchers.closed:
                     raise errors.server_draining()
                 try:
                     async with asyncio.timeout(LOOK_INTERVAL_S):
@@ -225,7 +200,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         self, neuron_id: str, order: Order, request_id: str, *, dry_run: bool = False
     ) -> store.CommandRecord:
         admin = auth.current_admin()
-        async with self._database.begin() as connection:
+        async with self._parts.database.begin() as connection:
             known = await store.find_request(connection, admin.name, request_id)
             if known is not None:
                 return _same(known, order, request_id)
@@ -246,8 +221,8 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
                 known = await store.find_request(connection, admin.name, request_id)
                 return _same(known, order, request_id)
             await self._hint(connection, neuron_id, target.server_id)
-        self._metrics.commands_issued.inc()
-        self._dispatcher.wake(neuron_id)
+        self._parts.metrics.commands_issued.inc()
+        self._parts.dispatcher.wake(neuron_id)
         log.info(
             "command issued",
             action="command_issued",
@@ -262,7 +237,7 @@ class CommandServicer(pb_grpc.CommandServiceServicer):
         self, connection: AsyncConnection, neuron_id: str, server_id: str | None
     ) -> None:
         """Tells the server that holds the neuron's stream, if that is another one."""
-        if server_id not in {None, self._server_id}:
+        if server_id not in {None, self._parts.server_id}:
             await hint_dispatch(connection, str(server_id), neuron_id)
 
 

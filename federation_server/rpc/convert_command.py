@@ -9,6 +9,7 @@ from federation.v1 import command_service_pb2
 from federation_server.domain.command import CommandState, Execution
 from federation_server.domain.explain import Fact
 from federation_server.rpc.convert import to_duration, to_struct, to_timestamp
+from federation_server.store.batches import BatchProgress, BatchRecord
 from federation_server.store.commands import CommandRecord, CommandTransition
 
 _STATE = {state: pb.CommandState.Value(f"COMMAND_STATE_{state.value}") for state in CommandState}
@@ -50,6 +51,7 @@ def command(record: CommandRecord, transitions: Sequence[CommandTransition] = ()
         progress_timeout=to_duration(record.progress_timeout),
         checkpoint=to_struct(record.checkpoint),
         retry_of_command_id=record.retry_of_command_id or "",
+        batch_id=record.batch_id or "",
     )
 
 
@@ -87,4 +89,26 @@ def fact(fact: Fact) -> command_service_pb2.CommandFact:
     """One reason of why a command is where it is."""
     return command_service_pb2.CommandFact(
         code=fact.code, message=fact.message, time=to_timestamp(fact.time)
+    )
+
+
+def batch(record: BatchRecord, progress: BatchProgress | None = None) -> pb.CommandBatch:
+    """A batch, and how far it is."""
+    return pb.CommandBatch(
+        batch_id=record.batch_id,
+        filter=record.filter,
+        type=record.type,
+        data=to_struct(record.data),
+        issuer=record.issuer,
+        max_in_flight=record.max_in_flight,
+        create_time=to_timestamp(record.create_time),
+        cancel_time=to_timestamp(record.cancel_time),
+        cancel_reason=record.cancel_reason,
+        end_time=to_timestamp(progress.end_time if progress else None),
+        matched_count=record.matched_count,
+        skipped_count=record.skipped_count,
+        counts=[
+            pb.CommandStateCount(state=_STATE[state], count=count)
+            for state, count in (progress.counts if progress else ())
+        ],
     )

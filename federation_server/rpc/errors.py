@@ -60,6 +60,8 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_CONFLICT: grpc.StatusCode.ABORTED,
     ErrorReason.ERROR_REASON_COMMAND_ENDED: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_COMMAND_NOT_ENDED: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_COMMAND_BATCH_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorReason.ERROR_REASON_NO_NEURON_MATCHES: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 
@@ -319,6 +321,29 @@ def command_not_ended(command_id: str, state: str) -> Refused:
         f"the command {_cut(command_id)} is {state}: wait for its end, or cancel it first",
         metadata={"command_id": command_id, "state": state},
         precondition=command_id,
+    )
+
+
+def command_batch_not_found(batch_id: str) -> Refused:
+    """No batch has that id."""
+    return Refused(
+        ErrorReason.ERROR_REASON_COMMAND_BATCH_NOT_FOUND,
+        f"there is no batch {_cut(batch_id)}: list the batches to see which there are",
+        metadata={"batch_id": batch_id},
+    )
+
+
+def no_neuron_matches(matched: int, example: str = "") -> Refused:
+    """Nobody would get a batch's command; `example` says why one of those that match would not."""
+    if matched:
+        words = f"of the {matched} neurons that match, none would get the command, e.g. {example}"
+    else:
+        words = "no neuron matches the filter: list the neurons with it"
+    return Refused(
+        ErrorReason.ERROR_REASON_NO_NEURON_MATCHES,
+        words,
+        metadata={"matched_count": str(matched)},
+        precondition="neurons",
     )
 
 

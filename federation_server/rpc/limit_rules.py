@@ -36,6 +36,20 @@ def in_order(earlier: str, later: str, *, equal: bool) -> Check:
     return rule
 
 
+def names_a_neuron(message: Any, path: Path, found: Findings) -> None:
+    """IssueCommandRequest, ExecuteCommandRequest: the command is for one neuron."""
+    if message.HasField("command") and not message.command.neuron_id:
+        found.add((path, "command", None), "neuron_id", REQUIRED)
+
+
+def names_no_neuron(message: Any, path: Path, found: Findings) -> None:
+    """IssueCommandBatchRequest: the filter says which neurons the command is for."""
+    if message.command.neuron_id:
+        found.add(
+            (path, "command", None), "neuron_id", "must be empty: the filter says which neurons"
+        )
+
+
 def one_attempt_at_most_once(message: Any, path: Path, found: Findings) -> None:
     """CommandSpec: what must not run twice has one attempt."""
     if message.execution == Execution.EXECUTION_AT_MOST_ONCE and message.max_attempts > 1:

@@ -389,7 +389,7 @@ _FLEET: Mapping[type[Message], Fields] = {
 _COMMAND: Mapping[type[Message], Fields] = {
     command_service_pb2.CommandSpec: Fields(
         {
-            "neuron_id": REQUIRED_ID,
+            "neuron_id": Text(128),
             "type": COMMAND_TYPE,
             "data": JsonObject(256 * KIB, 32),
             "priority": Integer(0, 9),
@@ -408,7 +408,7 @@ _COMMAND: Mapping[type[Message], Fields] = {
         ],
     ),
     command_service_pb2.IssueCommandRequest: Fields(
-        {"command": Nested(required=True), "request_id": REQUEST_ID}
+        {"command": Nested(required=True), "request_id": REQUEST_ID}, rules=[rules.names_a_neuron]
     ),
     command_service_pb2.GetCommandRequest: Fields({"command_id": REQUIRED_ID}),
     command_service_pb2.ListCommandsRequest: Fields(
@@ -420,7 +420,24 @@ _COMMAND: Mapping[type[Message], Fields] = {
         }
     ),
     command_service_pb2.ExecuteCommandRequest: Fields(
-        {"command": Nested(required=True), "request_id": REQUEST_ID}
+        {"command": Nested(required=True), "request_id": REQUEST_ID}, rules=[rules.names_a_neuron]
+    ),
+    command_service_pb2.IssueCommandBatchRequest: Fields(
+        {
+            "filter": Text(4096, required=True),
+            "command": Nested(required=True),
+            "max_in_flight": Integer(0, 10_000),
+            "request_id": REQUEST_ID,
+        },
+        rules=[rules.names_no_neuron],
+    ),
+    command_service_pb2.GetCommandBatchRequest: Fields({"batch_id": REQUIRED_ID}),
+    command_service_pb2.ListCommandBatchesRequest: Fields(
+        {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
+    ),
+    command_service_pb2.WatchCommandBatchRequest: Fields({"batch_id": REQUIRED_ID}),
+    command_service_pb2.CancelCommandBatchRequest: Fields(
+        {"batch_id": REQUIRED_ID, "reason": SENTENCE}
     ),
     command_service_pb2.WatchCommandRequest: Fields(
         {"command_id": REQUIRED_ID, "after_revision": Integer(0)}

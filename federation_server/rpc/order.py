@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from google.protobuf.message import Message
+
 from federation.v1 import command_pb2
 from federation.v1 import command_service_pb2 as pb
 from federation_server.domain import json_schema
@@ -49,11 +51,14 @@ class Order:
     retry_of_command_id: str | None = None
 
     @classmethod
-    def of_spec(cls, spec: pb.CommandSpec) -> Order:
-        """What a checked spec says."""
+    def of_spec(cls, spec: pb.CommandSpec, within: Message | None = None) -> Order:
+        """What a checked spec says; `within` is the message that holds all that was asked for,
+        where that is more than the spec.
+        """
+        asked = (spec if within is None else within).SerializeToString(deterministic=True)
         once = spec.execution == command_pb2.Execution.EXECUTION_AT_MOST_ONCE
         return cls(
-            content=hashlib.sha256(spec.SerializeToString(deterministic=True)).digest(),
+            content=hashlib.sha256(asked).digest(),
             type=spec.type,
             data=from_struct(spec.data),
             priority=spec.priority if spec.HasField("priority") else DEFAULT_PRIORITY,

@@ -16,6 +16,7 @@ from federation_server.store.schema import commands
 
 FIELDS: filters.Fields = {
     "command_id": filters.Text(cast(commands.c.command_id, Text)),
+    "batch_id": filters.Text(cast(commands.c.batch_id, Text)),
     "neuron_id": filters.Text(commands.c.neuron_id),
     "type": filters.Text(commands.c.type),
     "state": filters.Choice(commands.c.state, CommandState),

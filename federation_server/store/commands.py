@@ -63,6 +63,7 @@ class CommandRecord:
     retry_backoff: timedelta
     allow_unadvertised: bool
     retry_of_command_id: str | None
+    batch_id: str | None
     state: CommandState
     state_reason: str
     attempt: int
@@ -203,6 +204,7 @@ def preview(new: NewCommand, now: datetime) -> CommandRecord:
         del issued[name]
     return CommandRecord(
         command_id="",
+        batch_id=None,
         state=CommandState.QUEUED,
         state_reason="",
         attempt=0,

@@ -50,6 +50,7 @@ _DUE = f"""
     AND (not_before_time IS NULL OR not_before_time <= now())
     AND (next_attempt_time IS NULL OR next_attempt_time <= now())
     AND (cancel_attempt IS NULL OR cancel_epoch IS NOT NULL)
+    AND NOT held
 """
 """What may be sent now. An attempt that is to be given up is, before the next one is sent."""
 
@@ -63,7 +64,8 @@ _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 # attempt, for the neuron's journal to answer; and attempts to be given up, once in each session. A
 # command whose session is superseded meanwhile is found again by the next one. To a doubtful
 # session goes also what was marked SENT for that very session: the answer to an earlier claim was
-# lost.
+# lost. What somebody else is changing is left for the next scan, so that a claim waits for nobody,
+# and nobody for it in a circle.
 _CLAIM = f"""
 WITH place AS (
     SELECT s.neuron_id, s.session_epoch, w.doubtful,
@@ -94,11 +96,22 @@ WITH place AS (
                 OR p.doubtful AND state = 'SENT' AND session_epoch = p.session_epoch)
          ORDER BY priority DESC, create_time)
     ) c
+), free AS MATERIALIZED (
+    SELECT picked.* FROM picked JOIN commands c USING (command_id)
+    WHERE c.state = picked.state AND NOT c.held
+    ORDER BY command_id
+    FOR NO KEY UPDATE OF c SKIP LOCKED
+), to_cancel AS MATERIALIZED (
+    SELECT c.command_id, p.session_epoch
+    FROM place p JOIN commands c USING (neuron_id)
+    WHERE {_TO_CANCEL} AND c.cancel_epoch IS DISTINCT FROM p.session_epoch
+    ORDER BY c.command_id
+    FOR NO KEY UPDATE OF c SKIP LOCKED
 ), claimed AS (
     UPDATE commands c SET
         state = CASE WHEN c.state = 'QUEUED' THEN 'SENT' ELSE c.state END,
         attempt = CASE WHEN c.state = 'QUEUED' THEN c.attempt + 1 ELSE c.attempt END,
-        session_epoch = picked.session_epoch,
+        session_epoch = free.session_epoch,
         send_time = now(),
         state_reason = CASE WHEN c.state = 'QUEUED' THEN '' ELSE 'sent again to a new session' END,
         -- what an earlier attempt has left
@@ -116,19 +129,16 @@ WITH place AS (
         log_tail = '',
         run_duration = NULL,
         revision = c.revision + 1
-    FROM picked
-    WHERE c.command_id = picked.command_id AND c.state = picked.state
-    RETURNING c.*, picked.state <> 'QUEUED' AS again
+    FROM free WHERE c.command_id = free.command_id
+    RETURNING c.*, free.state <> 'QUEUED' AS again
 ), logged AS (
     INSERT INTO command_transitions
         (command_id, revision, state, transition_time, attempt, actor, reason)
     SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s, ''
     FROM claimed WHERE NOT again
 ), given_up AS (
-    UPDATE commands c SET cancel_epoch = p.session_epoch
-    FROM place p
-    WHERE c.neuron_id = p.neuron_id AND {_TO_CANCEL}
-      AND c.cancel_epoch IS DISTINCT FROM p.session_epoch
+    UPDATE commands c SET cancel_epoch = to_cancel.session_epoch
+    FROM to_cancel WHERE c.command_id = to_cancel.command_id
     RETURNING c.*
 )
 SELECT false, command_id::text, neuron_id, session_epoch, attempt, '', type, data, priority,

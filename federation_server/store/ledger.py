@@ -34,6 +34,8 @@ class ChangedCommand(NamedTuple):
     state: CommandState
     seconds: float | None
     """From issue to final state; None before."""
+    batch_id: str | None
+    """The batch that it is part of."""
 
 
 @dataclass(slots=True)
@@ -117,7 +119,8 @@ FROM unnest(
         accepted, started, final, fraction, message, checkpoint, response,
         error_code, error_message, error_details, log_tail, run_duration)
 WHERE c.command_id = b.command_id
-RETURNING c.command_id::text, extract(epoch FROM c.end_time - c.create_time)::float8
+RETURNING c.command_id::text, extract(epoch FROM c.end_time - c.create_time)::float8,
+    c.batch_id::text
 """
 
 _LOG = """
@@ -168,10 +171,10 @@ async def save(connection: Connection, rows: Iterable[Row]) -> list[ChangedComma
     changed = [row for row in rows if row.changed]
     if not changed:
         return []
-    seconds = await _update(connection, changed)
+    written = await _update(connection, changed)
     await _log(connection, changed)
     return [
-        ChangedCommand(entry.command_id, entry.neuron_id, entry.state, seconds[entry.command_id])
+        ChangedCommand(entry.command_id, entry.neuron_id, entry.state, *written[entry.command_id])
         for entry in (row.entry for row in changed)
     ]
 
@@ -197,7 +200,9 @@ async def now(connection: Connection) -> datetime:
     return time
 
 
-async def _update(connection: Connection, changed: Sequence[Row]) -> dict[str, float | None]:
+async def _update(
+    connection: Connection, changed: Sequence[Row]
+) -> dict[str, tuple[float | None, str | None]]:
     columns: list[list[Any]] = [[] for _ in range(19)]
     for row in changed:
         entry = row.entry
@@ -227,7 +232,9 @@ async def _update(connection: Connection, changed: Sequence[Row]) -> dict[str, f
         for column, value in zip(columns, values, strict=True):
             column.append(value)
     cursor = await connection.execute(_UPDATE.encode(), columns)
-    return dict(await cursor.fetchall())
+    return {
+        command_id: (seconds, batch_id) for command_id, seconds, batch_id in await cursor.fetchall()
+    }
 
 
 async def _log(connection: Connection, changed: Sequence[Row]) -> None:

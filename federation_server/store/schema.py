@@ -200,6 +200,26 @@ spools = Table(
     Column("update_time", _TIME, nullable=False),
 )
 
+# Orders to many neurons. `holding`: some of its commands are held, because others go first.
+command_batches = Table(
+    "command_batches",
+    metadata,
+    Column("batch_id", UUID(as_uuid=False), primary_key=True),
+    Column("issuer", Text, nullable=False),
+    Column("request_id", Text),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("filter", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("data", JSONB, nullable=False),
+    Column("max_in_flight", Integer, nullable=False),
+    Column("matched_count", Integer, nullable=False),
+    Column("skipped_count", Integer, nullable=False),
+    Column("create_time", _TIME, nullable=False),
+    Column("cancel_time", _TIME),
+    Column("cancel_reason", Text, nullable=False),
+    Column("holding", Boolean, nullable=False),
+)
+
 # The ledger.
 commands = Table(
     "commands",
@@ -226,6 +246,9 @@ commands = Table(
     Column("retry_backoff", Interval, nullable=False),
     Column("allow_unadvertised", Boolean, nullable=False),
     Column("retry_of_command_id", UUID(as_uuid=False)),
+    # a held command waits until others of its batch have ended
+    Column("batch_id", UUID(as_uuid=False), ForeignKey("command_batches.batch_id")),
+    Column("held", Boolean, nullable=False),
     # where it stands; revision grows with every change, session_epoch is the last send's
     Column("state", COMMAND_STATE, nullable=False),
     Column("state_reason", Text, nullable=False),

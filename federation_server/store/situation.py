@@ -45,6 +45,7 @@ async def situation(
             select(
                 func.now().label("now"),
                 own.control,
+                own.held,
                 own.accept_time,
                 own.cancel_time,
                 neurons.c.lifecycle,
@@ -63,6 +64,7 @@ async def situation(
         now=row.now,
         state=record.state,
         control=row.control,
+        held=row.held,
         accept_time=row.accept_time,
         cancel_time=row.cancel_time,
         lifecycle=row.lifecycle,

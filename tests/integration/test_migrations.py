@@ -101,7 +101,11 @@ def test_keys_are_those_that_are_described(migrated: Engine, table: str) -> None
     with migrated.connect() as connection:
         primary = inspect(connection).get_pk_constraint(table)["constrained_columns"]
         foreign = {
-            (tuple(key["constrained_columns"]), key["referred_table"], key["options"]["ondelete"])
+            (
+                tuple(key["constrained_columns"]),
+                key["referred_table"],
+                key["options"].get("ondelete"),
+            )
             for key in inspect(connection).get_foreign_keys(table)
         }
     assert primary == [column.name for column in described.primary_key]

@@ -51,6 +51,8 @@ ALL: list[Refused] = [
     errors.command_type_not_advertised("n-1", "run"),
     errors.command_ended("c", "FAILED"),
     errors.command_not_ended("c", "QUEUED"),
+    errors.command_batch_not_found("b"),
+    errors.no_neuron_matches(0),
     errors.request_id_reused("r-1"),
     errors.enrollment_token_not_found("t-1"),
     errors.page_token_invalid(),

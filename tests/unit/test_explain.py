@@ -21,6 +21,7 @@ QUEUED = Situation(
     attempt=0,
     max_attempts=3,
     control=False,
+    held=False,
     create_time=NOW - MINUTE,
     not_before_time=None,
     next_attempt_time=None,
@@ -95,6 +96,10 @@ def test_a_command_that_waits_for_a_place_says_what_takes_it() -> None:
     assert codes(full) == ["WAITS_FOR_PLACE", "NEURON_PAUSED", "EXPIRES"]
     assert first(full).message == ("its neuron takes 4 at a time, and has 4; 1 command goes first")
     assert codes(replace(full, control=True))[0] == "WAITS_TO_BE_SENT"
+
+
+def test_a_command_that_its_batch_holds_back_says_so() -> None:
+    assert codes(replace(QUEUED, held=True)) == ["WAITS_FOR_BATCH", "EXPIRES"]
 
 
 def test_a_command_between_two_attempts_tells_of_the_ones_that_failed() -> None:
