@@ -101,6 +101,8 @@ def from_delivery(delivery: session_pb2.CommandDelivery) -> Delivery:
         priority=min(delivery.priority, 9),
         run_timeout=from_duration(delivery.run_timeout) if timed else None,
         expire_after=from_duration(delivery.expire_after) if expires else None,
+        checkpoint=from_struct(delivery.checkpoint) if delivery.HasField("checkpoint") else None,
+        max_attempts=max(1, delivery.max_attempts),
     )
 
 
@@ -117,7 +119,9 @@ def progress_update(of: Attempt, progress: Progress) -> bytes:
         command_id=of.command_id,
         attempt=of.attempt,
         progressed=session_pb2.CommandProgressed(
-            fraction=progress.fraction, message=progress.message
+            fraction=progress.fraction,
+            message=progress.message,
+            checkpoint=None if progress.checkpoint is None else to_struct(progress.checkpoint),
         ),
     ).SerializeToString()
 

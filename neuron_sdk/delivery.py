@@ -21,3 +21,7 @@ class Delivery:
     """Seconds that it may run; None without limit."""
     expire_after: float | None = None
     """Seconds within which it must have started; None without limit."""
+    checkpoint: JsonObject | None = None
+    """What the handler noted last, in an earlier attempt; None for nothing."""
+    max_attempts: int = 1
+    """How many attempts there may be."""

@@ -2,7 +2,8 @@
 
 Lives on the control loop, which no handler can block. A command's way: unknown or bad → REJECTED;
 noted as accepted; its lane's next free place; noted as started; run; noted as finished. Each note
-is on disk before the next step, so that a crash at any point repeats nothing.
+is on disk before the next step, so that a crash at any point repeats nothing. A cancel takes it off
+that way wherever it is, and is always answered by its finish.
 """
 
 from __future__ import annotations
@@ -10,33 +11,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from neuron_sdk.commands import Command, CommandRegistry
 from neuron_sdk.context import CommandContext, Progress
 from neuron_sdk.delivery import Delivery
+from neuron_sdk.ending import LONGEST_S, Ending, cancelled, stopping, watch, when_done
+from neuron_sdk.intake import expired, log_end, log_fields, make_context, read, unknown
 from neuron_sdk.isolation import ProcessRun
 from neuron_sdk.lanes import Lane
 from neuron_sdk.logs import get_logger
 from neuron_sdk.offload import offload
-from neuron_sdk.outcome import (
-    CommandFault,
-    CommandOutcome,
-    FinalState,
-    failed,
-    fault,
-    rejected,
-)
+from neuron_sdk.outcome import CommandOutcome
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.runs import LoopRun, Run, ThreadRun
-from neuron_sdk.schema import InvalidData
 from neuron_sdk.spool_store import Attempt, Verdict
 
 CONTROL_PLACES = 8
-INTERRUPT_GRACE_S = 3.0
-KILL_GRACE_S = 2.0
 MAX_LISTED = 1_000
 
 _log = get_logger("neuron_sdk.command")
@@ -48,7 +42,7 @@ class Notes(Protocol):
     async def accept(self, of: Attempt) -> Verdict: ...
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict: ...
     async def start(self, of: Attempt) -> None: ...
-    def progress(self, of: Attempt, progress: Progress) -> None: ...
+    def progress(self, of: Attempt, progress: Progress) -> Future[None]: ...
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None: ...
 
 
@@ -60,8 +54,10 @@ class _Accepted:
     command: Command
     values: Mapping[str, Any]
     lane: Lane[_Accepted]
-    stop: asyncio.Future[str]
-    """Gets the reason when the run is to be interrupted."""
+    stop: asyncio.Future[Ending]
+    """Gets what ends the run before its time."""
+    deadline: float | None
+    """When it must have started, by the loop's clock."""
     expiry: asyncio.TimerHandle | None = None
     started: bool = False
 
@@ -117,9 +113,13 @@ class Executor:
         """Take a command that has arrived. Whatever is wrong with it becomes its outcome."""
         if self._stopping:
             # Not taken: the federation sends it again when the neuron is back.
-            _log.info("left for the next start", action="command.left", **_ids(delivery))
+            _log.info("left for the next start", action="command.left", **log_fields(delivery))
             return
-        self._spawn(self._take(delivery, next(self._arrivals)), delivery)
+        self._spawn(self._take(delivery, next(self._arrivals)), delivery.of)
+
+    def cancel(self, of: Attempt, reason: str) -> None:
+        """Give an attempt up, wherever it is. Its finish answers, as often as this is asked."""
+        self._spawn(self._cancel(of, reason), of)
 
     async def stop(self, grace_s: float) -> None:
         """Start nothing more; give what runs `grace_s` seconds, then interrupt it.
@@ -135,58 +135,80 @@ class Executor:
         self.interrupt("the neuron is stopping")
         running = [task for task in self._tasks if not task.done()]
         if running:
-            await asyncio.wait(running, timeout=INTERRUPT_GRACE_S + KILL_GRACE_S + 1)
+            await asyncio.wait(running, timeout=LONGEST_S + 1)
 
     def interrupt(self, reason: str) -> None:
         """Interrupt everything that runs."""
         for entry in self._accepted.values():
             if entry.started and not entry.stop.done():
-                entry.stop.set_result(reason)
+                entry.stop.set_result(stopping(reason))
 
     # ---- a command's way
 
     async def _take(self, delivery: Delivery, number: int) -> None:
-        deadline = asyncio.get_running_loop().time() + (delivery.expire_after or 0.0)
+        loop = asyncio.get_running_loop()
+        wait = delivery.expire_after
+        deadline = None if wait is None else loop.time() + wait
         command = self._registry.get(delivery.type)
         # In a thread, because the handler's own types take part, and they may do anything.
-        checked = await offload(lambda: _check(delivery, command))
-        if command is None or isinstance(checked, CommandOutcome):
-            outcome = checked if isinstance(checked, CommandOutcome) else _unknown(delivery)
+        values = await offload(lambda: read(delivery, command))
+        if command is None or isinstance(values, CommandOutcome):
+            outcome = values if isinstance(values, CommandOutcome) else unknown(delivery)
             await self._notes.reject(delivery.of, outcome)
-            _log_end(delivery, outcome)
+            log_end(delivery, outcome)
             return
         verdict = await self._notes.accept(delivery.of)
         if verdict is not Verdict.NEW:
-            _log.info("delivered again", action="command.again", verdict=verdict, **_ids(delivery))
+            known = log_fields(delivery)
+            _log.info("delivered again", action="command.again", verdict=verdict, **known)
             return
         lane = self._control if command.control else self._normal
-        loop = asyncio.get_running_loop()
-        entry = _Accepted(delivery, command, checked, lane, loop.create_future())
+        entry = _Accepted(delivery, command, values, lane, loop.create_future(), deadline)
         self._accepted[delivery.of] = entry
-        if delivery.expire_after is not None:
+        if deadline is not None:
             entry.expiry = loop.call_at(deadline, self._expire, entry)
         lane.enter(entry, delivery.priority, number)
         self._advance()
 
-    def _expire(self, entry: _Accepted) -> None:
-        if not entry.lane.leave(entry):
+    async def _cancel(self, of: Attempt, reason: str) -> None:
+        outcome = cancelled(reason).obeyed
+        if of not in self._accepted:
+            # Never seen: noted, so that it does not run if it comes. Ended: its finish goes again.
+            # RUNNING: its acceptance was noted just before, and it is among the accepted by now.
+            verdict = await self._notes.reject(of, outcome)
+            _log.info("cancelled", action="command.cancelled", verdict=verdict, **asdict(of))
+        entry = self._accepted.get(of)
+        if entry is None:
             return
-        outcome = rejected(
-            "EXPIRED", f"it had not started within {entry.delivery.expire_after:g} s"
-        )
-        self._spawn(self._finish(entry, outcome), entry.delivery)
+        if entry.lane.leave(entry):
+            await self._finish(entry, outcome)
+        elif not entry.stop.done():
+            _log.info("cancelling", action="command.cancelling", reason=reason, **asdict(of))
+            entry.stop.set_result(cancelled(reason))
+
+    def _expire(self, entry: _Accepted) -> None:
+        if entry.lane.leave(entry):
+            self._spawn(self._finish(entry, expired(entry.delivery)), entry.delivery.of)
 
     def _advance(self) -> None:
+        now = asyncio.get_running_loop().time()
         for lane in (self._control, self._normal):
             while (entry := lane.take()) is not None:
+                if entry.deadline is not None and entry.deadline <= now:
+                    lane.give_back()
+                    self._spawn(self._finish(entry, expired(entry.delivery)), entry.delivery.of)
+                    continue
                 if entry.expiry is not None:
                     entry.expiry.cancel()
                 entry.started = True
-                self._spawn(self._run(entry), entry.delivery)
+                self._spawn(self._run(entry), entry.delivery.of)
 
     async def _run(self, entry: _Accepted) -> None:
         run: Run | None = None
         try:
+            if entry.stop.done():
+                await self._finish(entry, entry.stop.result().obeyed)
+                return
             await self._notes.start(entry.delivery.of)
             loop = asyncio.get_running_loop()
             relay = ProgressRelay(
@@ -194,9 +216,9 @@ class Executor:
             )
             ctx = make_context(entry.delivery, relay.tell)
             began = time.monotonic()
-            _log.info("command started", action="command.started", **_ids(entry.delivery))
+            _log.info("command started", action="command.started", **log_fields(entry.delivery))
             run = self._begin(entry, ctx)
-            outcome = await _watch(run, entry.delivery.run_timeout, entry.stop)
+            outcome = await watch(run, entry.delivery.run_timeout, entry.stop)
             relay.close()
             outcome = replace(
                 outcome, run_duration=time.monotonic() - began, log_tail=ctx.log.tail()
@@ -208,15 +230,18 @@ class Executor:
                 self._free(entry.lane)
             else:
                 # It cannot be ended: its place stays taken until it ends by itself.
-                _log.warning("handler does not end", action="command.stuck", **_ids(entry.delivery))
+                named = log_fields(entry.delivery)
+                _log.warning("handler does not end", action="command.stuck", **named)
                 when_done(run, lambda: self._free(entry.lane))
 
     async def _finish(self, entry: _Accepted, outcome: CommandOutcome) -> None:
+        if entry.expiry is not None:
+            entry.expiry.cancel()
         try:
             await self._notes.finish(entry.delivery.of, outcome)
         finally:
             self._accepted.pop(entry.delivery.of, None)
-        _log_end(entry.delivery, outcome)
+        log_end(entry.delivery, outcome)
 
     def _begin(self, entry: _Accepted, ctx: CommandContext) -> Run:
         command = entry.command
@@ -238,111 +263,13 @@ class Executor:
         self._control.held = self._stopping
         self._advance()
 
-    def _spawn(self, work: Awaitable[None], delivery: Delivery) -> None:
+    def _spawn(self, work: Awaitable[None], of: Attempt) -> None:
         async def guarded() -> None:
             try:
                 await work
             except Exception:  # noqa: BLE001 - logged; one command must not end the others
-                _log.exception("command broke", action="command.broken", **_ids(delivery))
+                _log.exception("command broke", action="command.broken", **asdict(of))
 
-        task = asyncio.create_task(guarded(), name=f"command:{delivery.of.command_id}")
+        task = asyncio.create_task(guarded(), name=f"command:{of.command_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def make_context(delivery: Delivery, report: Callable[[Progress], None]) -> CommandContext:
-    """The context of a run of that delivery."""
-    bound = _log.bind(**_ids(delivery))
-
-    def write(level: str, event: str, fields: dict[str, Any]) -> None:
-        getattr(bound, level)(event, **({"action": "command.log"} | fields))
-
-    return CommandContext(
-        command_id=delivery.of.command_id,
-        attempt=delivery.of.attempt,
-        type=delivery.type,
-        report=report,
-        write_log=write,
-    )
-
-
-def _check(delivery: Delivery, command: Command | None) -> dict[str, Any] | CommandOutcome:
-    """The handler's arguments, or why it will not run."""
-    if command is None:
-        return _unknown(delivery)
-    if delivery.expire_after is not None and delivery.expire_after <= 0:
-        return rejected("EXPIRED", "its time was over when it arrived")
-    try:
-        return command.parameters.convert(delivery.data)
-    except InvalidData as error:
-        details = {"field": error.field} if error.field else None
-        return rejected("INVALID_DATA", str(error), details)
-    except Exception as error:  # noqa: BLE001 - a user's type may raise anything while it is built
-        return rejected("INVALID_DATA", f"{type(error).__qualname__}: {error}")
-
-
-def _unknown(delivery: Delivery) -> CommandOutcome:
-    return rejected("UNKNOWN_COMMAND", f"this neuron has no command {delivery.type!r}")
-
-
-async def _watch(run: Run, run_timeout: float | None, stop: asyncio.Future[str]) -> CommandOutcome:
-    """The run's outcome; or the one that its time, or the neuron's end, puts in its place."""
-    ended = asyncio.wrap_future(run.future)
-    waiting: set[asyncio.Future[Any]] = {ended, stop}
-    await asyncio.wait(waiting, timeout=run_timeout, return_when="FIRST_COMPLETED")
-    if ended.done():
-        return _not_cancelled(ended.result())
-    if stop.done():
-        outcome = failed("INTERRUPTED", f"it was interrupted: {stop.result()}")
-    else:
-        outcome = CommandOutcome(
-            FinalState.TIMED_OUT,
-            error=fault("TIMED_OUT", f"it ran for longer than {run_timeout:g} s"),
-        )
-    run.interrupt()
-    await asyncio.wait({ended}, timeout=INTERRUPT_GRACE_S)
-    if not ended.done():
-        run.kill()
-        await asyncio.wait({ended}, timeout=KILL_GRACE_S)
-    if not ended.done() and outcome.error is not None:
-        said = f"{outcome.error.message}, and its handler still has not ended"
-        outcome = replace(outcome, error=CommandFault(outcome.error.code, said))
-    return outcome
-
-
-def _not_cancelled(outcome: CommandOutcome) -> CommandOutcome:
-    if outcome.state is FinalState.CANCELLED:
-        return failed("INTERRUPTED", "the handler was interrupted")
-    return outcome
-
-
-def when_done(run: Run, call: Callable[[], None]) -> None:
-    """Call on this loop once the run has ended, whenever that is."""
-    loop = asyncio.get_running_loop()
-
-    def tell(_: object) -> None:
-        try:
-            loop.call_soon_threadsafe(call)
-        except RuntimeError:
-            return  # the neuron has stopped
-
-    run.future.add_done_callback(tell)
-
-
-def _ids(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "command_id": delivery.of.command_id,
-        "attempt": delivery.of.attempt,
-        "command_type": delivery.type,
-    }
-
-
-def _log_end(delivery: Delivery, outcome: CommandOutcome) -> None:
-    _log.info(
-        "command ended",
-        action="command.ended",
-        state=outcome.state.value,
-        code=outcome.error.code if outcome.error else None,
-        run_s=None if outcome.run_duration is None else round(outcome.run_duration, 3),
-        **_ids(delivery),
-    )

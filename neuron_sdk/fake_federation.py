@@ -1,7 +1,8 @@
 """A federation for tests: a real gRPC server that speaks the contract and keeps nothing.
 
 It runs on a thread and loop of its own, so that synchronous and asynchronous tests can use it. It
-takes every neuron, acknowledges what it gets, and does wrong what a test asks it to.
+takes every neuron, acknowledges what it gets, and does wrong what a test asks it to. Commands can
+be cancelled and have several attempts, each with the newest checkpoint; they follow at once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from federation.v1 import errors_pb2, heartbeat_pb2, neuron_pb2, report_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
 from neuron_sdk.convert import to_duration, to_struct, to_timestamp
-from neuron_sdk.fake_server import Refused, Servicer, Stream, to_outcome
+from neuron_sdk.fake_ledger import FakeCommand, FakeLedger
+from neuron_sdk.fake_server import Refused, Servicer, Stream
 from neuron_sdk.outcome import CommandOutcome
 
 T = TypeVar("T")
@@ -89,7 +91,7 @@ class FakeFederation:
         self._port = port
         self._streams: dict[str, Stream] = {}
         self._tokens: dict[str, str] = {}
-        self._commands: dict[str, tuple[str, pb.CommandDelivery]] = {}
+        self._ledger = FakeLedger()
         self._epochs: defaultdict[str, itertools.count[int]] = defaultdict(
             lambda: itertools.count(1)
         )
@@ -158,8 +160,12 @@ class FakeFederation:
         expire_after: float | None = None,
         command_id: str = "",
         attempt: int = 1,
+        max_attempts: int = 1,
+        checkpoint: Mapping[str, Any] | None = None,
     ) -> str:
-        """Order a command, and return its id. It is sent now, or when the neuron connects."""
+        """Order a command, and return its id. It is sent now, or when the neuron connects; another
+        attempt follows one that FAILED or TIMED_OUT, up to `max_attempts`.
+        """
         delivery = pb.CommandDelivery(
             command_id=command_id or uuid.uuid4().hex,
             attempt=attempt,
@@ -168,17 +174,45 @@ class FakeFederation:
             priority=priority,
             run_timeout=None if run_timeout is None else to_duration(run_timeout),
             expire_after=None if expire_after is None else to_duration(expire_after),
+            max_attempts=max_attempts,
+            checkpoint=None if checkpoint is None else to_struct(checkpoint),
         )
-        self._on_loop(self._deliver(neuron_id, delivery))
+
+        async def order() -> None:
+            self._ledger.commands[delivery.command_id] = FakeCommand(neuron_id, delivery)
+            self._put(neuron_id, pb.FederationMessage(command=delivery))
+
+        self._on_loop(order())
         return delivery.command_id
 
-    def deliver_again(self, command_id: str) -> None:
-        """Send a command once more, with the same attempt."""
-        neuron_id, delivery = self._commands[command_id]
-        self._on_loop(self._deliver(neuron_id, delivery))
+    def cancel(self, command_id: str, reason: str = "") -> None:
+        """Tell its neuron to give a command up, now and in each session until it has ended."""
+        command = self._ledger.commands[command_id]
+        given_up = pb.CancelCommand(
+            command_id=command_id, attempt=command.delivery.attempt, reason=reason
+        )
+
+        async def tell() -> None:
+            command.given_up = given_up
+            self._put(command.neuron_id, pb.FederationMessage(cancel_command=given_up))
+
+        self._on_loop(tell())
+
+    def deliver_again(self, command_id: str, *, expire_after: float | None = None) -> None:
+        """Send a command's newest attempt once more, with the time that it has left."""
+        command = self._ledger.commands[command_id]
+
+        async def send() -> None:
+            if expire_after is not None:
+                command.delivery.expire_after.CopyFrom(to_duration(expire_after))
+            self._put(command.neuron_id, pb.FederationMessage(command=command.delivery))
+
+        self._on_loop(send())
 
     def outcome(self, command_id: str, *, within: float = 10.0) -> CommandOutcome:
-        """Wait for a command's end. Raises AssertionError if it does not come in time."""
+        """Wait for a command's end: that of its last attempt. Raises AssertionError if it does not
+        come in time.
+        """
         return self.wait_for(
             lambda: self._outcome(command_id), within=within, describe=f"end of {command_id}"
         )
@@ -294,16 +328,12 @@ class FakeFederation:
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _deliver(self, neuron_id: str, delivery: pb.CommandDelivery) -> None:
-        self._commands[delivery.command_id] = (neuron_id, delivery)
+    def _put(self, neuron_id: str, message: pb.FederationMessage) -> None:
         if neuron_id in self._streams:
-            self._streams[neuron_id].down.put_nowait(pb.FederationMessage(command=delivery))
+            self._streams[neuron_id].down.put_nowait(message)
 
     def _outcome(self, command_id: str) -> CommandOutcome | None:
-        for update in self.updates_of(command_id):
-            if update.HasField("finished"):
-                return to_outcome(update.finished)
-        return None
+        return self._ledger.commands[command_id].outcome
 
     def _set_intervals(self, heartbeat: float | None, analytics: float | None) -> None:
         if heartbeat is not None:
@@ -370,11 +400,8 @@ class FakeFederation:
         if older is not None:
             older.down.put_nowait(Refused("SESSION_SUPERSEDED"))
         stream = Stream(neuron_id)
-        running = {(run.command_id, run.attempt) for run in hello.running_commands}
-        for command_id, (owner, delivery) in self._commands.items():
-            known = (command_id, delivery.attempt) in running
-            if owner == neuron_id and not known and self._outcome(command_id) is None:
-                stream.down.put_nowait(pb.FederationMessage(command=delivery))
+        for message in self._ledger.waiting_for(neuron_id, hello):
+            stream.down.put_nowait(message)
         with self._changed:
             self._streams[neuron_id] = stream
             neuron.hellos.append(hello)
@@ -410,9 +437,9 @@ class FakeFederation:
                     message.sequence, neuron.last_sequence.get(spool_id, 0)
                 )
                 if not replayed and not why:
-                    _keep(neuron, message)
+                    self._keep(neuron, message)
             elif not why:
-                _keep(neuron, message)
+                self._keep(neuron, message)
             self._changed.notify_all()
         if why:
             refusal = pb.Refusal(
@@ -425,14 +452,16 @@ class FakeFederation:
         if message.sequence and self.acknowledge:
             stream.down.put_nowait(pb.FederationMessage(ack_sequence=message.sequence))
 
-
-def _keep(neuron: FakeNeuron, message: pb.NeuronMessage) -> None:
-    match message.WhichOneof("message"):
-        case "heartbeat":
-            neuron.heartbeats.append(message.heartbeat)
-        case "analytics_report":
-            neuron.reports.append(message.analytics_report)
-        case "command_update":
-            neuron.updates.append(message.command_update)
-        case "goodbye":
-            neuron.goodbyes.append(message.goodbye.reason)
+    def _keep(self, neuron: FakeNeuron, message: pb.NeuronMessage) -> None:
+        match message.WhichOneof("message"):
+            case "heartbeat":
+                neuron.heartbeats.append(message.heartbeat)
+            case "analytics_report":
+                neuron.reports.append(message.analytics_report)
+            case "command_update":
+                neuron.updates.append(message.command_update)
+                following = self._ledger.take(message.command_update)
+                if following is not None:
+                    self._put(neuron.description.neuron_id, following)
+            case "goodbye":
+                neuron.goodbyes.append(message.goodbye.reason)

@@ -10,22 +10,26 @@ import asyncio
 import contextlib
 import importlib.util
 import inspect
+import itertools
 import os
 import signal
 import socket
 import sys
 import threading
 import traceback
-from types import ModuleType
+from concurrent.futures import Future
+from types import FrameType, ModuleType
 from typing import Any
 
 from neuron_sdk.context import CommandContext, Progress
-from neuron_sdk.errors import CommandFailed, IsolatedImport
+from neuron_sdk.errors import CommandFailed, CommandInterrupted, IsolatedImport
 from neuron_sdk.isolation import (
     IN_CHILD,
     Cancel,
     Ended,
     Frame,
+    Interrupt,
+    Kept,
     Logged,
     Raised,
     Request,
@@ -33,7 +37,8 @@ from neuron_sdk.isolation import (
     read_frame,
     send_frame,
 )
-from neuron_sdk.outcome import CommandOutcome, FinalState, failed, from_answer, from_exception
+from neuron_sdk.outcome import CommandOutcome, FinalState, failed, from_exception
+from neuron_sdk.runs import answered
 from neuron_sdk.schema import read_signature
 
 # A script is imported under this name, so that `if __name__ == "__main__"` does not hold.
@@ -45,15 +50,20 @@ class _Child:
         self._end = end
         self._request = request
         self._lock = threading.Lock()
-        self._cancelled = False
+        self._told = False
+        self._inside = False
         self._task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[int, Future[None]] = {}
+        self._numbers = itertools.count(1)
         self.ctx = CommandContext(
             command_id=request.command_id,
             attempt=request.attempt,
             type=request.type,
             report=self._report,
             write_log=self._write_log,
+            max_attempts=request.max_attempts,
+            checkpoint=request.checkpoint,
         )
 
     def send(self, frame: Frame) -> None:
@@ -62,12 +72,29 @@ class _Child:
 
     def watch(self) -> None:
         """Obey the neuron, and end with it."""
-        while isinstance(read_frame(self._end), Cancel):
-            self._cancelled = True
-            self.ctx.cancel()
-            if self._loop is not None and self._task is not None:
-                self._loop.call_soon_threadsafe(self._task.cancel)
-        os._exit(1)
+        while True:
+            match read_frame(self._end):
+                case Cancel(reason):
+                    self._told = True
+                    self.ctx.cancel(reason)
+                    if self._loop is not None and self._task is not None:
+                        self._loop.call_soon_threadsafe(self._task.cancel)
+                case Interrupt():
+                    # By a signal, because it ends a sleep or a read as well.
+                    signal.pthread_kill(_main_thread(), signal.SIGINT)
+                case Kept(number, error):
+                    kept = self._waiting.pop(number)
+                    if error:
+                        kept.set_exception(CommandInterrupted(error))
+                    else:
+                        kept.set_result(None)
+                case _:
+                    os._exit(1)
+
+    def interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """SIGINT's handler."""
+        if self._inside:
+            raise CommandInterrupted
 
     def run(self) -> CommandOutcome:
         try:
@@ -86,11 +113,11 @@ class _Child:
         if parameters.context_name:
             values[parameters.context_name] = self.ctx
         try:
-            if inspect.iscoroutinefunction(handler):
-                return from_answer(asyncio.run(self._await(handler(**values))))
-            return from_answer(handler(**values))
+            return self._call(handler, values)
+        except CommandInterrupted:
+            return CommandOutcome(FinalState.CANCELLED)
         except asyncio.CancelledError:
-            if self._cancelled:
+            if self._told:
                 return CommandOutcome(FinalState.CANCELLED)
             return failed("HANDLER_RAISED", "CancelledError: the handler cancelled itself")
         except BaseException as error:  # noqa: BLE001 - becomes the command's outcome
@@ -98,21 +125,46 @@ class _Child:
                 self._tell_stack()
             return from_exception(error)
 
+    def _call(self, handler: Any, values: dict[str, Any]) -> CommandOutcome:
+        if self._told:
+            return CommandOutcome(FinalState.CANCELLED)
+        self._inside = True
+        try:
+            if inspect.iscoroutinefunction(handler):
+                answer = asyncio.run(self._await(handler(**values)))
+                return answered(answer, told=self._told)
+            answer = handler(**values)
+            return answered(answer, told=self.ctx.cancel_seen)
+        finally:
+            self._inside = False
+
     async def _await(self, work: Any) -> Any:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.ensure_future(work)
-        if self._cancelled:
+        if self._told:
             self._task.cancel()
         return await self._task
 
-    def _report(self, progress: Progress) -> None:
-        self.send(Told(progress.fraction, progress.message))
+    def _report(self, progress: Progress) -> Future[None] | None:
+        if progress.checkpoint is None:
+            self.send(Told(progress, 0))
+            return None
+        number, kept = next(self._numbers), Future[None]()
+        self._waiting[number] = kept
+        self.send(Told(progress, number))
+        return kept
 
     def _write_log(self, level: str, event: str, fields: dict[str, Any]) -> None:
         self.send(Logged(level, event, {key: str(value) for key, value in fields.items()}))
 
     def _tell_stack(self) -> None:
         self.send(Raised(traceback.format_exc()))
+
+
+def _main_thread() -> int:
+    ident = threading.main_thread().ident
+    assert ident is not None, "it runs"
+    return ident
 
 
 def _load(name: str, path: str | None) -> ModuleType:
@@ -136,12 +188,12 @@ def _load(name: str, path: str | None) -> ModuleType:
 
 def main() -> None:
     """Run the one handler."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end = socket.socket(fileno=int(sys.argv[1]))
     request = read_frame(end, Request)
     if request is None:
         return
     child = _Child(end, request)
+    signal.signal(signal.SIGINT, child.interrupt)
     threading.Thread(target=child.watch, name="watch", daemon=True).start()
     child.send(Ended(child.run()))
     sys.stdout.flush()

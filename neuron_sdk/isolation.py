@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 
 from neuron_sdk.commands import Command
-from neuron_sdk.context import CommandContext
+from neuron_sdk.context import CommandContext, Progress
+from neuron_sdk.errors import CommandInterrupted
 from neuron_sdk.logs import get_logger
 from neuron_sdk.outcome import CommandOutcome, FinalState, failed
 from neuron_sdk.payload import JsonObject
@@ -42,20 +43,36 @@ class Request(msgspec.Struct, frozen=True):
     handler: str
     command_id: str
     attempt: int
+    max_attempts: int
     type: str
     data: JsonObject
+    checkpoint: JsonObject | None
     sys_path: list[str]
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Asks the process to end its handler."""
 
+    reason: str
+
+
+class Interrupt(msgspec.Struct, frozen=True, tag=True):
+    """Raises inside the handler."""
+
+
+class Kept(msgspec.Struct, frozen=True, tag=True):
+    """A checkpoint is on disk, or will never be."""
+
+    number: int
+    error: str = ""
+
 
 class Told(msgspec.Struct, frozen=True, tag=True):
     """The handler's progress."""
 
-    fraction: float
-    message: str
+    progress: Progress
+    number: int
+    """Of its checkpoint, to be named in Kept; 0 without one."""
 
 
 class Logged(msgspec.Struct, frozen=True, tag=True):
@@ -78,7 +95,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     outcome: CommandOutcome
 
 
-Frame = Cancel | Told | Logged | Raised | Ended
+Frame = Cancel | Interrupt | Kept | Told | Logged | Raised | Ended
 
 
 def send_frame(end: socket.socket, frame: Frame | Request) -> None:
@@ -113,27 +130,33 @@ class ProcessRun:
         self.future.set_running_or_notify_cancel()
         self._request = _request(command, data, ctx)
         self._ctx = ctx
-        self._interrupted = False
+        self._cancel: Cancel | None = None
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._end: socket.socket | None = None
         threading.Thread(target=self._work, name=f"command:{ctx.command_id}", daemon=True).start()
 
-    def interrupt(self) -> None:
+    def cancel(self, reason: str) -> None:
         """A coroutine is cancelled, a function sees ctx.cancelled."""
-        with self._lock:
-            self._interrupted = True
-            if self._end is not None:
-                with contextlib.suppress(OSError):
-                    send_frame(self._end, Cancel())
+        self._cancel = Cancel(reason)
+        self._send(self._cancel)
+
+    def interrupt(self) -> None:
+        """CommandInterrupted in the handler's thread, also where it sleeps or reads."""
+        self._send(Interrupt())
 
     def kill(self) -> None:
         """SIGKILL to the process and all that it has started."""
         with self._lock:
-            self._interrupted = True
             if self._process is not None and self._process.poll() is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _send(self, frame: Frame) -> None:
+        with self._lock:
+            if self._end is not None:
+                with contextlib.suppress(OSError):
+                    send_frame(self._end, frame)
 
     def _work(self) -> None:
         try:
@@ -160,8 +183,8 @@ class ProcessRun:
                 send_frame(ours, self._request)
                 with self._lock:
                     self._end = ours
-                    if self._interrupted:
-                        send_frame(ours, Cancel())
+                if self._cancel is not None:
+                    self._send(self._cancel)
                 outcome = self._listen(ours)
             except OSError:
                 outcome = None
@@ -171,7 +194,7 @@ class ProcessRun:
         code = process.wait()
         if outcome is not None:
             return outcome
-        if self._interrupted:
+        if self._cancel is not None:
             return CommandOutcome(FinalState.CANCELLED)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return failed("PROCESS_ENDED", f"the handler's process ended with {how}")
@@ -179,8 +202,8 @@ class ProcessRun:
     def _listen(self, end: socket.socket) -> CommandOutcome | None:
         while True:
             match read_frame(end):
-                case Told(fraction, message):
-                    self._ctx.progress_sync(fraction, message)
+                case Told(progress, number):
+                    self._tell(progress, number)
                 case Logged(level, event, fields):
                     getattr(self._ctx.log, level)(event, **fields)
                 case Raised(stack):
@@ -194,6 +217,20 @@ class ProcessRun:
                     return outcome
                 case _:
                     return None
+
+    def _tell(self, progress: Progress, number: int) -> None:
+        try:
+            kept = self._ctx.report(progress)
+        except CommandInterrupted as error:
+            self._send(Kept(number, str(error)))
+            return
+
+        def answer(done: Future[None]) -> None:
+            error = done.exception()
+            self._send(Kept(number, "" if error is None else repr(error)))
+
+        if kept is not None:
+            kept.add_done_callback(answer)
 
 
 def _request(command: Command, data: JsonObject, ctx: CommandContext) -> Request:
@@ -211,8 +248,10 @@ def _request(command: Command, data: JsonObject, ctx: CommandContext) -> Request
         handler=command.handler.__qualname__,
         command_id=ctx.command_id,
         attempt=ctx.attempt,
+        max_attempts=ctx.max_attempts,
         type=ctx.type,
         data=data,
+        checkpoint=ctx.checkpoint,
         sys_path=[os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - as above
     )
 

@@ -36,9 +36,12 @@ class Journal:
         """Note that the handler starts now. It must not start before this has returned."""
         await _done(self._spool.start(of, progress_update(of, Progress(0.0, ""))))
 
-    def progress(self, of: Attempt, progress: Progress) -> None:
-        """Pass on how far the handler is."""
-        self._spool.progress(of, progress_update(of, progress))
+    def progress(self, of: Attempt, progress: Progress) -> Future[None]:
+        """Pass on how far the handler is; the answer is done when it is on disk."""
+        update = progress_update(of, progress)
+        if progress.checkpoint is None:
+            return self._spool.progress(of, update)
+        return self._spool.checkpoint(of, update)
 
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
         """Note how an attempt ended."""

@@ -1,8 +1,9 @@
 """One run of one handler: on a loop, or in a thread. What it costs never reaches who started it.
 
-A run answers by a future that always gets an outcome; `interrupt` asks it to end, `kill` forces
-it where that is possible. The control loop times it, so that a handler which blocks its own loop
-is timed all the same. Handlers in processes are in isolation.py.
+A run answers by a future that always gets an outcome; it can be asked to end, interrupted, and
+killed where that is possible (ending.py does it in this order). The control loop times it, so that
+a handler which blocks its own loop is timed all the same. Handlers in processes are in
+isolation.py.
 """
 
 from __future__ import annotations
@@ -27,19 +28,31 @@ class Run(Protocol):
     """A handler at work."""
 
     future: Future[CommandOutcome]
-    """Gets the outcome. CANCELLED means that it ended because it was interrupted."""
+    """Gets the outcome. CANCELLED means that it gave up because it was told to."""
+
+    def cancel(self, reason: str) -> None:
+        """Ask the handler to end. Returns at once, as the others do."""
 
     def interrupt(self) -> None:
-        """Ask the handler to end. Returns at once."""
+        """Raise inside the handler."""
 
     def kill(self) -> None:
-        """End it by force, where there is a way. Returns at once."""
+        """End it by force, where there is a way."""
 
 
 def arguments(command: Command, values: Mapping[str, Any], ctx: CommandContext) -> dict[str, Any]:
     """A handler's keyword arguments with its context among them."""
     name = command.parameters.context_name
     return {**values, name: ctx} if name else dict(values)
+
+
+def answered(value: Any, *, told: bool) -> CommandOutcome:
+    """The outcome of a handler that returned. One that was told to end and returned nothing gave
+    up; an answer counts, because then its work is done.
+    """
+    if told and value is None:
+        return CommandOutcome(FinalState.CANCELLED)
+    return from_answer(value)
 
 
 class LoopRun:
@@ -60,12 +73,17 @@ class LoopRun:
         self._ctx = ctx
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
-        self._interrupted = False
+        self._told = False
         self._call_soon(self._begin)
 
+    def cancel(self, reason: str) -> None:
+        """CancelledError at its await."""
+        self._told = True
+        self._ctx.cancel(reason)
+        self._call_soon(self._cancel)
+
     def interrupt(self) -> None:
-        self._interrupted = True
-        self._ctx.cancel()
+        """CancelledError once more: the handler may have swallowed the first one."""
         self._call_soon(self._cancel)
 
     kill = interrupt
@@ -76,7 +94,7 @@ class LoopRun:
         self._task.add_done_callback(
             lambda _: self._settle(failed("INTERRUPTED", "it was cut off"))
         )
-        if self._interrupted:
+        if self._told:
             self._task.cancel()
 
     def _cancel(self) -> None:
@@ -85,9 +103,10 @@ class LoopRun:
 
     async def _run(self) -> None:
         try:
-            outcome = from_answer(await self._command.handler(**self._values))
+            answer = await self._command.handler(**self._values)
+            outcome = answered(answer, told=self._told)
         except asyncio.CancelledError:
-            if self._interrupted:
+            if self._told:
                 outcome = CommandOutcome(FinalState.CANCELLED)
             else:
                 outcome = failed("HANDLER_RAISED", "CancelledError: the handler cancelled itself")
@@ -120,28 +139,26 @@ class ThreadRun:
         self._ctx = ctx
         self._lock = threading.Lock()
         self._inside = False
-        self._interrupted = False
         self._thread = threading.Thread(
             target=self._run, name=f"command:{ctx.command_id}", daemon=True
         )
         self._thread.start()
 
-    def interrupt(self) -> None:
-        """The handler sees ctx.cancelled at once; `kill` raises inside it."""
-        self._interrupted = True
-        self._ctx.cancel()
+    def cancel(self, reason: str) -> None:
+        """The handler sees ctx.cancelled."""
+        self._ctx.cancel(reason)
 
-    def kill(self) -> None:
+    def interrupt(self) -> None:
         """Raise CommandInterrupted at the handler's next step in Python. A call into C that does
         not return (a read without timeout) cannot be ended by anyone.
         """
-        self._interrupted = True
-        self._ctx.cancel()
         with self._lock:
             if self._inside and self._thread.ident is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self._thread.ident), ctypes.py_object(CommandInterrupted)
                 )
+
+    kill = interrupt
 
     def _run(self) -> None:
         try:
@@ -161,7 +178,8 @@ class ThreadRun:
         with self._lock:
             self._inside = True
         try:
-            return from_answer(self._command.handler(**self._values))
+            answer = self._command.handler(**self._values)
+            return answered(answer, told=self._ctx.cancel_seen)
         except CommandInterrupted:
             return CommandOutcome(FinalState.CANCELLED)
         except BaseException as error:  # noqa: BLE001 - becomes the command's outcome

@@ -38,7 +38,7 @@ from neuron_sdk.logs import get_logger
 from neuron_sdk.payload import clean_text
 from neuron_sdk.recovery import recover
 from neuron_sdk.registration import Registration
-from neuron_sdk.spool import MessageKind, Spool
+from neuron_sdk.spool import Attempt, MessageKind, Spool
 from neuron_sdk.version import __version__
 from neuron_sdk.vitals import Vitals
 
@@ -296,6 +296,10 @@ class Session:
         match message.WhichOneof("message"):
             case "command":
                 self._executor.deliver(from_delivery(message.command))
+            case "cancel_command":
+                given_up = message.cancel_command
+                of = Attempt(given_up.command_id, max(1, given_up.attempt))
+                self._executor.cancel(of, clean_text(given_up.reason, 1024))
             case "settings":
                 self._obey(message.settings)
             case "refusal":

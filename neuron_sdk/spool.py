@@ -126,6 +126,10 @@ class Spool:
         """Append a handler's progress."""
         return self._submit(lambda store: store.progress(of, progress))
 
+    def checkpoint(self, of: Attempt, progress: bytes) -> Future[None]:
+        """Append a handler's progress that has a checkpoint."""
+        return self._submit(lambda store: store.checkpoint(of, progress))
+
     def finish(self, of: Attempt, finish: bytes) -> Future[None]:
         """Note an attempt's end."""
         return self._submit(lambda store: store.finish(of, finish, self._now()))

@@ -57,6 +57,8 @@ class MessageKind(IntEnum):
     ACCEPTED = 2
     PROGRESS = 3
     FINISH = 4
+    CHECKPOINT = 5
+    """Progress with a checkpoint, which no progress without one may replace."""
 
 
 class _Step(IntEnum):
@@ -292,12 +294,20 @@ class SpoolStore:
 
     def progress(self, of: Attempt, progress: bytes) -> None:
         """Append a progress, in the place of those that nobody has seen yet."""
-        self._forget(
-            f"sequence > ? AND kind = {int(MessageKind.PROGRESS)} "
-            "AND command_id = ? AND attempt = ?",
-            (self.handed_out, of.command_id, of.attempt),
-        )
+        self._forget_unseen(MessageKind.PROGRESS, of)
         self.append(MessageKind.PROGRESS, progress, of)
+
+    def checkpoint(self, of: Attempt, progress: bytes) -> None:
+        """Append a progress with a checkpoint, in the place of all that nobody has seen yet."""
+        self._forget_unseen(MessageKind.PROGRESS, of)
+        self._forget_unseen(MessageKind.CHECKPOINT, of)
+        self.append(MessageKind.CHECKPOINT, progress, of)
+
+    def _forget_unseen(self, kind: MessageKind, of: Attempt) -> None:
+        self._forget(
+            "sequence > ? AND kind = ? AND command_id = ? AND attempt = ?",
+            (self.handed_out, kind, of.command_id, of.attempt),
+        )
 
     def finish(self, of: Attempt, finish: bytes, now: float) -> None:
         """Note the end of an attempt, and append it."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from neuron_sdk.context import Progress
@@ -109,8 +110,11 @@ class _Notes:
     async def start(self, of: Attempt) -> None:
         return
 
-    def progress(self, of: Attempt, progress: Progress) -> None:
+    def progress(self, of: Attempt, progress: Progress) -> Future[None]:
         self._on_progress(progress)
+        kept: Future[None] = Future()
+        kept.set_result(None)
+        return kept
 
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
         self.outcome.set_result(outcome)

@@ -70,13 +70,13 @@ def process_batch(
     ctx: CommandContext,
     requests: Annotated[list[Request], msgspec.Meta(min_length=1, max_length=100)],
     include_records: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Carries out many requests, each as POST /data/process takes it."""
     # No coroutine: the SDK runs it in a thread of its own, so it may calculate as long as it likes.
     results: list[dict[str, Any]] = []
     for index, request in enumerate(requests):
         if ctx.cancelled:
-            break
+            return None  # given up: the command ends as CANCELLED
         try:
             result = processor.run(request)
         except ProcessingError as error:

@@ -168,8 +168,8 @@ def test_a_blocked_main_thread_cannot_keep_the_process_from_ending(
 
 def _with_quick_hooks(script: Path) -> str:
     return (
-        "import neuron_sdk.runtime as r, neuron_sdk.lifecycle as l, neuron_sdk.executor as e\n"
-        "r.HOOKS_S = l._FORCE_AFTER_S = e.INTERRUPT_GRACE_S = e.KILL_GRACE_S = 0.3\n"
+        "import neuron_sdk.runtime as r, neuron_sdk.lifecycle as l, neuron_sdk.ending as e\n"
+        "r.HOOKS_S = l._FORCE_AFTER_S = e.ASKED_S = e.INTERRUPTED_S = e.KILLED_S = 0.3\n"
         f"exec(compile(open({str(script)!r}).read(), {str(script)!r}, 'exec'))"
     )
 

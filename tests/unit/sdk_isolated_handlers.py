@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
 
-from neuron_sdk import CommandContext, CommandFailed
+from neuron_sdk import CommandContext, CommandFailed, CommandInterrupted
 
 
 def add(ctx: CommandContext, a: int, b: int) -> dict[str, int]:
@@ -39,15 +40,37 @@ def die() -> None:
 
 
 def hang(marker: str) -> None:
-    with open(marker, "w") as file:  # noqa: PTH123 - as plain as can be
-        file.write(str(os.getpid()))
+    note(marker, str(os.getpid()))
     while True:
         time.sleep(0.01)
 
 
-async def wait_for_cancel(marker: str) -> None:
+def note(marker: str, text: str) -> None:
+    with open(marker, "w") as file:  # noqa: PTH123 - as plain as can be
+        file.write(text)
+
+
+async def wait_for_cancel(ctx: CommandContext, marker: str) -> None:
+    ctx.log.info("running")
+    note(marker, str(os.getpid()))
     try:
         await asyncio.sleep(60)
     finally:
-        with open(marker, "w") as file:  # noqa: PTH123, ASYNC230 - as plain as can be
-            file.write("cleaned up")
+        note(marker, f"cleaned up: {ctx.cancel_reason}")
+
+
+def sleep_and_clean_up(ctx: CommandContext, marker: str) -> None:
+    ctx.log.info("running")
+    note(marker, str(os.getpid()))
+    try:
+        time.sleep(60)
+    except CommandInterrupted:
+        note(marker, f"interrupted: {ctx.cancel_reason}")
+
+
+def deaf(ctx: CommandContext, marker: str) -> None:
+    ctx.log.info("running")
+    note(marker, str(os.getpid()))
+    while True:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)

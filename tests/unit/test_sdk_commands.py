@@ -25,8 +25,9 @@ def neuron() -> Neuron:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuron_sdk.executor.INTERRUPT_GRACE_S", 0.3)
-    monkeypatch.setattr("neuron_sdk.executor.KILL_GRACE_S", 1.0)
+    monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 0.3)
+    monkeypatch.setattr("neuron_sdk.ending.INTERRUPTED_S", 1.0)
+    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 1.0)
 
 
 def test_the_design_s_handler_works_without_a_server(neuron: Neuron) -> None:
@@ -263,7 +264,7 @@ async def test_a_handler_that_cannot_be_ended_is_timed_out_all_the_same(neuron: 
         release.set()
     assert outcome.state is FinalState.TIMED_OUT
     assert outcome.error is not None
-    assert "still has not ended" in outcome.error.message
+    assert "still runs" in outcome.error.message
 
 
 # ---- in a process
@@ -316,7 +317,7 @@ async def test_an_isolated_coroutine_may_clean_up(neuron: Neuron, tmp_path: Path
     neuron.command(isolation="process")(isolated.wait_for_cancel)
     outcome = await run_command(neuron, "wait_for_cancel", {"marker": str(marker)}, run_timeout=1.5)
     assert outcome.state is FinalState.TIMED_OUT
-    assert marker.read_text() == "cleaned up"
+    assert marker.read_text() == "cleaned up: it ran for longer than 1.5 s"
 
 
 # ---- built in, not running

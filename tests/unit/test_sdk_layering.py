@@ -10,7 +10,11 @@ from pathlib import Path
 import neuron_sdk
 
 SDK = Path(neuron_sdk.__file__).parent
-EDGE = {"channel", "convert", "fake_federation", "fake_server", "registration", "session"}
+EDGE = {"channel", "convert", "registration", "session"} | {
+    "fake_federation",
+    "fake_ledger",
+    "fake_server",
+}
 WIRE = {"grpc", "google", "federation"}
 
 

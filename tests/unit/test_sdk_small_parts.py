@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
+from typing import TypeVar
 
 import pytest
 
@@ -17,6 +19,8 @@ from neuron_sdk.points import Point
 from neuron_sdk.recovery import recover
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.reports import Reports, make_event
+
+T = TypeVar("T")
 
 
 def highest(low: float, high: float) -> float:
@@ -190,9 +194,16 @@ async def test_progress_is_held_to_its_range() -> None:
 # ---- relay
 
 
+def kept_by(passed: list[T], what: T) -> Future[None]:
+    passed.append(what)
+    kept: Future[None] = Future()
+    kept.set_result(None)
+    return kept
+
+
 async def test_progress_that_follows_fast_is_passed_on_by_its_newest() -> None:
     passed: list[float] = []
-    relay = ProgressRelay(asyncio.get_running_loop(), lambda p: passed.append(p.fraction))
+    relay = ProgressRelay(asyncio.get_running_loop(), lambda p: kept_by(passed, p.fraction))
     for number in range(1000):
         relay.tell(Progress(number / 1000, ""))
     await asyncio.sleep(0.01)

@@ -1,0 +1,87 @@
+"""A neuron of the SDK in the test's own process, against a fake federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from neuron_sdk import Neuron, NeuronConfig
+from neuron_sdk.backoff import Backoff
+from neuron_sdk.testing import CommandOutcome, FakeFederation
+
+N = "n-1"
+
+
+class Bench:
+    """`with Bench(tmp_path) as bench:`: a federation, and neurons that are stopped at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.federation = FakeFederation(heartbeat_interval=0.05)
+        self._folder = folder
+        self._started: list[Neuron] = []
+
+    def neuron(self, neuron_id: str = N, **arguments: Any) -> Neuron:
+        """A neuron, to be decorated."""
+        config = NeuronConfig(
+            state_dir=self._folder / neuron_id,
+            federation_url=self.federation.url,
+            metrics_enabled=False,
+            stop_grace=arguments.pop("stop_grace", 1.0),
+        )
+        return Neuron(neuron_id, type="worker", config=config, **arguments)
+
+    def start(self, neuron: Neuron) -> None:
+        """Start it, and wait for its session."""
+        neuron.start()
+        self._started.append(neuron)
+        settings = neuron.settings()
+        known = self.federation.neurons.get(settings.neuron_id)
+        self.federation.wait_connected(
+            settings.neuron_id, sessions=1 + (len(known.hellos) if known else 0)
+        )
+
+    def finishes(self, command_id: str) -> int:
+        """How often the neuron has said how a command ended."""
+        return sum(u.HasField("finished") for u in self.federation.updates_of(command_id))
+
+    def wait_kinds(self, command_id: str, *kinds: str) -> None:
+        """Wait until the neuron has said these of a command, in this order."""
+        self.federation.wait_for(
+            lambda: tuple(self.kinds(command_id)) == kinds, describe=f"{kinds} of {command_id}"
+        )
+
+    def kinds(self, command_id: str) -> list[str]:
+        """What the neuron has said of a command."""
+        return [u.WhichOneof("update") or "" for u in self.federation.updates_of(command_id)]
+
+    def __enter__(self) -> Self:
+        self.federation.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for neuron in self._started:
+            neuron.stop()
+        self.federation.stop()
+
+
+def code(outcome: CommandOutcome) -> str:
+    """The outcome's error code; fails if it has none."""
+    assert outcome.error is not None, outcome
+    return outcome.error.code
+
+
+def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same behaviour at a pace that tests can wait for."""
+    monkeypatch.setenv("REFUSAL_RETRY", "0.2")
+    monkeypatch.setattr("neuron_sdk.session.Backoff", lambda: Backoff(first_s=0.02, most_s=0.2))
+    monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 0.3)
+    monkeypatch.setattr("neuron_sdk.ending.INTERRUPTED_S", 0.6)
+    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 0.6)
