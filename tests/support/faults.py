@@ -170,6 +170,15 @@ class Load:
         return self.sent > sent
 
     @property
+    def acknowledged(self) -> int:
+        """Reports that a server has acknowledged."""
+        acknowledged = 0
+        for neuron in self._neurons:
+            with neuron._lock:
+                acknowledged += neuron._next_sequence - 1 - len(neuron._spool)
+        return acknowledged
+
+    @property
     def waiting(self) -> int:
         """Reports that no server has acknowledged."""
         return sum(len(neuron._spool) for neuron in self._neurons)
