@@ -28,6 +28,7 @@ from tests.support.plain_neuron import now
 from tests.support.waiting import eventually
 
 EVENTS = 20
+TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, True)
 
 pytestmark = pytest.mark.skipif(
     not mountable(), reason="a small file system cannot be mounted here: it takes Linux and root"
@@ -114,8 +115,8 @@ async def test_a_full_disk_under_postgresql_ends_no_stream_and_costs_no_message(
                 await eventually(lambda: failures() >= before + 3, describe="it is tried again")
                 assert "No space left on device" in postgres.embedded.log_file.read_text()
                 acknowledged, before = under.acknowledged, failures()
-                for write in (issue_bulky(served, "bulky"), make_enrollment_tokens(served)):
-                    assert await refused(write) == (grpc.StatusCode.UNAVAILABLE, True)
+                assert await refused(issue_bulky(served, "bulky")) == TRY_AGAIN
+                assert await refused(make_enrollment_tokens(served)) == TRY_AGAIN
                 await eventually(
                     lambda: failures() >= before + 2, within=20, describe="it is tried yet again"
                 )
