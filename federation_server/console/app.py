@@ -17,7 +17,7 @@ from federation_server.console.leaf import OptionsAnywhere
 NOUNS = {
     "overview": ("overview", "The whole fleet in a few numbers."),
     "neurons": ("neurons", "See and steer neurons: list, show, watch, update, delete, …"),
-    "command": ("commands", "Order neurons about: issue, exec, list, show."),
+    "command": ("commands", "Order neurons about: exec, follow, cancel, retry, …"),
     "metrics": ("metrics", "What neurons measured, over time."),
     "events": ("events", "What neurons noted, newest first."),
     "token": ("tokens", "Enrollment tokens: create, list, revoke."),

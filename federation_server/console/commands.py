@@ -2,73 +2,31 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from google.protobuf.json_format import ParseDict, ParseError
-from google.protobuf.struct_pb2 import Struct
 
 from federation.v1 import command_service_pb2 as pb
-from federation_server.console import command_view, execution, values
-from federation_server.console.failure import Failure
-from federation_server.console.leaf import Session, leaf, noun
+from federation.v1.command_pb2 import Command, CommandState
+from federation_server.console import command_view, following
+from federation_server.console.failure import EXIT_INTERRUPTED
+from federation_server.console.leaf import Session, leaf, noun, report
+from federation_server.console.order import (
+    Parameters,
+    RequestId,
+    Terms,
+    Type,
+    fresh,
+    perhaps_issued,
+)
 from federation_server.console.problem import CallFailure
-from federation_server.console.wire import duration, timestamp
+from federation_server.console.render import to_dict
 
 app = noun("Order neurons about.")
 
 NeuronId = Annotated[str, typer.Argument(metavar="NEURON", help="The neuron's id.")]
-Type = Annotated[
-    str, typer.Argument(metavar="TYPE", help="What to do: a type that the neuron advertises.")
-]
-Parameters = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Parameters: JSON where it is JSON, else text; a dotted key nests.",
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="JSON|@FILE|-",
-        help="The parameters as a JSON object: as it is, from a file, or from stdin.",
-    ),
-]
-Priority = Annotated[
-    int | None, typer.Option(min=0, max=9, help="Higher goes first.", show_default="5")
-]
-RunTimeout = Annotated[
-    timedelta | None,
-    typer.Option(parser=values.span, metavar="SPAN", help="How long it may run, like 30s."),
-]
-Expire = Annotated[
-    datetime | None,
-    typer.Option(
-        parser=values.future,
-        metavar="SPAN|TIME",
-        help="Give it up if it has not started by then.",
-        show_default="24h",
-    ),
-]
-NotBefore = Annotated[
-    datetime | None,
-    typer.Option(parser=values.future, metavar="SPAN|TIME", help="Do not send it before this."),
-]
-RequestId = Annotated[
-    str,
-    typer.Option(
-        help="The same id and the same order make one command, however often it is said.",
-        show_default="a new one",
-    ),
-]
-Unadvertised = Annotated[
-    bool,
-    typer.Option("--allow-unadvertised", help="Also a type that the neuron does not advertise."),
-]
+CommandId = Annotated[str, typer.Argument(metavar="ID", help="The command's id.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Show what becomes of it until its end.")]
 
 
 @leaf(app, "issue", example="command issue scraper-7 run_task input_source=db limit=10")
@@ -78,46 +36,15 @@ def issue(
     command_type: Type,
     parameters: Parameters = None,
     *,
-    data: Data = None,
-    priority: Priority = None,
-    run_timeout: RunTimeout = None,
-    expire: Expire = None,
-    not_before: NotBefore = None,
+    terms: Terms,
     request_id: RequestId = "",
-    allow_unadvertised: Unadvertised = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and order nothing.")
     ] = False,
 ) -> None:
     """Orders a command and returns at once."""
-    federation, out = session.federation, session.out
-    request = pb.IssueCommandRequest(
-        command=pb.CommandSpec(
-            neuron_id=neuron,
-            type=command_type,
-            data=_struct(values.parameters(parameters or [], data)),
-            priority=priority,
-            run_timeout=duration(run_timeout),
-            expire_time=timestamp(expire),
-            not_before_time=timestamp(not_before),
-            allow_unadvertised=allow_unadvertised,
-        ),
-        request_id=request_id or str(uuid.uuid4()),
-        dry_run=dry_run,
-    )
-    try:
-        answer = federation.call(federation.commands.IssueCommand, request)
-    except CallFailure as failure:
-        raise _perhaps_issued(failure, request.request_id) from None
-    if out.json:
-        out.document(answer.command)
-    elif dry_run:
-        out.facts("This would be ordered", command_view.order(answer.command))
-    else:
-        out.line(
-            f"{answer.command.command_id}  {command_view.state(answer.command)}"
-            f"  {command_type} for {neuron}"
-        )
+    spec = terms.spec(command_type, parameters, neuron_id=neuron)
+    _issue(session, spec, fresh(request_id), dry_run=dry_run)
 
 
 @leaf(app, "exec", example="command exec scraper-7 run_task input_source=db --run-timeout 5m")
@@ -127,36 +54,104 @@ def execute(
     command_type: Type,
     parameters: Parameters = None,
     *,
-    data: Data = None,
-    priority: Priority = None,
-    run_timeout: RunTimeout = None,
-    expire: Expire = None,
-    not_before: NotBefore = None,
+    terms: Terms,
     request_id: RequestId = "",
-    allow_unadvertised: Unadvertised = False,
+    follow: Annotated[
+        bool, typer.Option(help="Follow it to its end; else this is `command issue`.")
+    ] = True,
 ) -> int:
     """Orders a command and follows it to its end. Exit code 0 if it SUCCEEDED, else 1.
 
     Ctrl-C leaves the command running. If the federation goes away for a while, this waits for it
     and goes on.
     """
-    request = pb.ExecuteCommandRequest(
-        command=pb.CommandSpec(
-            neuron_id=neuron,
-            type=command_type,
-            data=_struct(values.parameters(parameters or [], data)),
-            priority=priority,
-            run_timeout=duration(run_timeout),
-            expire_time=timestamp(expire),
-            not_before_time=timestamp(not_before),
-            allow_unadvertised=allow_unadvertised,
-        ),
-        request_id=request_id or str(uuid.uuid4()),
-    )
+    spec = terms.spec(command_type, parameters, neuron_id=neuron)
+    request_id = fresh(request_id)
+    if not follow:
+        _issue(session, spec, request_id)
+        return 0
+    request = pb.ExecuteCommandRequest(command=spec, request_id=request_id)
     try:
-        return execution.run(session, request)
+        return following.execute(session, request)
     except CallFailure as failure:
-        raise _perhaps_issued(failure, request.request_id) from None
+        raise perhaps_issued(failure, request_id) from None
+
+
+@leaf(app, "follow", example="command follow 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")
+def follow(session: Session, command: CommandId) -> int:
+    """Shows what became of a command and follows it to its end. Exit code 0 if it SUCCEEDED, else
+    1.
+
+    Ctrl-C leaves the command running. If the federation goes away for a while, this waits for it
+    and goes on.
+    """
+    return following.follow(session, command)
+
+
+@leaf(app, "cancel", example="command cancel 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11 --follow")
+def cancel(
+    session: Session,
+    commands: Annotated[list[str], typer.Argument(metavar="ID…", help="The commands' ids.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for people; the neuron gets it too.")] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait until each has ended; 0 if all are CANCELLED.")
+    ] = False,
+) -> int:
+    """Cancels commands: one that waits at once, one that its neuron has when that gives it up.
+
+    Each is asked for, also if another one cannot be cancelled any more; the exit code is the
+    worst.
+    """
+    federation, out = session.federation, session.out
+    code = 0
+    cancelled: list[Command] = []
+    for command_id in commands:
+        request = pb.CancelCommandRequest(command_id=command_id, reason=reason)
+        try:
+            answer = federation.call(federation.commands.CancelCommand, request)
+        except CallFailure as failure:
+            report(failure)
+            code = max(code, failure.exit_code)
+            continue
+        cancelled.append(answer.command)
+        if out.json and follow:
+            out.object({"command": to_dict(answer.command)})
+        else:
+            _tell(session, answer.command)
+    return max(code, _until_cancelled(session, cancelled)) if follow else code
+
+
+@leaf(app, "retry", example="command retry 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11 --follow")
+def retry(
+    session: Session, command: CommandId, *, follow: Follow = False, request_id: RequestId = ""
+) -> int:
+    """Orders anew what a command ordered that has ended: a new command with the same terms.
+
+    With --follow the exit code is 0 if the new one SUCCEEDED, else 1.
+    """
+    federation = session.federation
+    request = pb.RetryCommandRequest(command_id=command, request_id=fresh(request_id))
+    try:
+        answer = federation.call(federation.commands.RetryCommand, request)
+    except CallFailure as failure:
+        raise perhaps_issued(failure, request.request_id) from None
+    if not follow:
+        _tell(session, answer.command)
+        return 0
+    return following.follow(session, answer.command.command_id)
+
+
+@leaf(app, "explain", example="command explain 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")
+def explain(session: Session, command: CommandId) -> None:
+    """Why a command is where it is: the nearest cause first."""
+    federation, out = session.federation, session.out
+    request = pb.ExplainCommandRequest(command_id=command)
+    answer = federation.call(federation.commands.ExplainCommand, request)
+    if out.json:
+        out.document(answer)
+    else:
+        command_view.explain(out, answer.command, answer.facts)
 
 
 @leaf(app, "list", example="command list --filter 'neuron_id = \"scraper-*\" AND state = FAILED'")
@@ -195,10 +190,7 @@ def list_commands(
 
 
 @leaf(app, "show", example="command show 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")
-def show(
-    session: Session,
-    command: Annotated[str, typer.Argument(metavar="ID", help="The command's id.")],
-) -> None:
+def show(session: Session, command: CommandId) -> None:
     """All that became of one command."""
     federation, out = session.federation, session.out
     request = pb.GetCommandRequest(command_id=command)
@@ -209,17 +201,42 @@ def show(
         command_view.show(out, answer.command)
 
 
-def _struct(data: dict[str, Any]) -> Struct | None:
-    """The parameters for the wire; none at all stay absent."""
+def _until_cancelled(session: Session, commands: list[Command]) -> int:
+    """Follows those that have not ended yet, one after the other. Returns the worst exit code."""
+    code = 0
+    for known in commands:
+        if known.state in command_view.FINAL:
+            continue
+        if len(commands) > 1 and not session.out.json:
+            session.out.line()
+            command_view.tell(session.out, known)
+        wanted = CommandState.COMMAND_STATE_CANCELLED
+        code = max(code, following.follow(session, known.command_id, known=known, wanted=wanted))
+        if code == EXIT_INTERRUPTED:
+            break
+    return code
+
+
+def _issue(
+    session: Session, spec: pb.CommandSpec, request_id: str, *, dry_run: bool = False
+) -> None:
+    federation, out = session.federation, session.out
+    request = pb.IssueCommandRequest(command=spec, request_id=request_id, dry_run=dry_run)
     try:
-        return ParseDict(data, Struct()) if data else None
-    except (ParseError, RecursionError):
-        raise typer.BadParameter("the parameters are nested too deeply") from None
+        answer = federation.call(federation.commands.IssueCommand, request)
+    except CallFailure as failure:
+        raise perhaps_issued(failure, request_id) from None
+    if dry_run and not out.json:
+        out.facts("This would be ordered", command_view.order(answer.command))
+    elif out.json:
+        out.document(answer.command)
+    else:
+        _tell(session, answer.command)
 
 
-def _perhaps_issued(failure: CallFailure, request_id: str) -> Failure:
-    """The failure, with what to do where nobody knows whether the order has arrived."""
-    if not failure.maybe_done:
-        return failure
-    advice = f"it may have been issued: say the same with --request-id {request_id} to find out"
-    return Failure(*failure.lines, advice, exit_code=failure.exit_code)
+def _tell(session: Session, command: Command) -> None:
+    """Prints a command that was just changed on one line."""
+    if session.out.json:
+        session.out.object(to_dict(command))
+    else:
+        command_view.tell(session.out, command)

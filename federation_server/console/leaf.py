@@ -2,7 +2,8 @@
 
 `noun` makes a group, `leaf` a command in it. A leaf's function takes a `Session` first; the
 options --json, --server, --key and --timeout are added here, and whatever goes wrong becomes a
-line on stderr and an exit code here, so that no command does either itself.
+line on stderr and an exit code here, so that no command does either itself. Options that several
+commands share stand in a dataclass: a parameter of that type takes them all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
@@ -90,7 +91,8 @@ def leaf(
 ) -> Callable[[Callable[Concatenate[Session, P], int | None]], Callable[..., None]]:
     """Makes a function a command.
 
-    The function gets a Session and its own options, and returns an exit code (None: 0).
+    The function gets a Session and its own options, and returns an exit code (None: 0). A parameter
+    whose type is a dataclass stands for the options that are its fields.
 
     Args:
         app: the noun.
@@ -99,9 +101,15 @@ def leaf(
     """
 
     def add(function: Callable[Concatenate[Session, P], int | None]) -> Callable[..., None]:
+        groups = _groups(function)
+
         @wraps(function)
         def command(*args: P.args, **options: P.kwargs) -> None:
             shared = {name: options.pop(name) for name in _SHARED}
+            for group, kind in groups.items():
+                options[group] = kind(
+                    **{each.name: options.pop(each.name) for each in fields(kind)}
+                )
             with _told() as told:
                 session = _open(**shared)
                 with session.federation:
@@ -164,14 +172,40 @@ def _shared_options(args: list[str]) -> tuple[list[str], list[str]]:
 def _sign(command: Callable[..., None], function: Callable[..., Any]) -> None:
     """Gives `command` the parameters that typer is to see: the function's own and the shared."""
     hints = get_type_hints(function, include_extras=True)
+    groups = _groups(function)
     _, *own = inspect.signature(function).parameters.values()
-    parameters = [each.replace(annotation=hints[each.name]) for each in own]
+    parameters = [
+        each.replace(annotation=hints[each.name]) for each in own if each.name not in groups
+    ]
+    for kind in groups.values():
+        parameters += _options(kind)
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for name, (kind, default) in _SHARED.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+def _groups(function: Callable[..., Any]) -> dict[str, Any]:
+    """The function's parameters that stand for several options: each with its dataclass."""
+    hints = get_type_hints(function, include_extras=True)
+    _, *own = inspect.signature(function).parameters
+    return {name: hints[name] for name in own if is_dataclass(hints[name])}
+
+
+def _options(kind: Any) -> list[inspect.Parameter]:
+    """A dataclass's fields as parameters."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if each.default is MISSING else each.default,
+            annotation=hints[each.name],
+        )
+        for each in fields(kind)
+    ]
 
 
 def _open(*, json: Any, server: Any, key: Any, timeout: Any) -> Session:
@@ -196,7 +230,7 @@ class _told:  # noqa: N801 - reads as a statement
         match error:
             case Failure():
                 self.exit_code = error.exit_code
-                _say(error.lines)
+                report(error)
             case KeyboardInterrupt():
                 self.exit_code = EXIT_INTERRUPTED
             case BrokenPipeError():
@@ -209,6 +243,11 @@ class _told:  # noqa: N801 - reads as a statement
             case _:
                 return False
         return True
+
+
+def report(failure: Failure) -> None:
+    """Says on stderr what went wrong."""
+    _say(failure.lines)
 
 
 def _say(lines: tuple[str, ...]) -> None:

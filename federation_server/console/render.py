@@ -89,6 +89,17 @@ class Output:
         """Prints a line."""
         self.console.print(text if isinstance(text, Text) else plain(text), soft_wrap=True)
 
+    def entry(self, head: Text, body: str) -> None:
+        """Prints a line whose body goes on below itself where a terminal is too narrow for it."""
+        if not self.tty:
+            self.line(head + plain(body) if body else plain(head.plain.rstrip()))
+            return
+        grid = Table.grid()
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(head, plain(body))
+        self.console.print(grid)
+
     def note(self, text: str) -> None:
         """Says something about the results, on stderr."""
         print(clean(text), file=sys.stderr, flush=True)  # noqa: T201 - what this is for

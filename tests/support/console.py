@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from federation.v1 import command_service_pb2 as commands
 from federation.v1.command_pb2 import Command
 from federation.v1.neuron_pb2 import Neuron
 from tests.support.scripted_federation import ScriptedFederation, scripted_federation
+
+_REVISIONS = count(1)
 
 KEY = "fak_a-secret-that-nobody-may-see"
 
@@ -41,13 +44,17 @@ def neuron(neuron_id: str, **fields: Any) -> Neuron:
 
 
 def command(state: str, *transitions: str, **fields: Any) -> Command:
-    """A command in a state, with transitions to the states that are named."""
+    """A command in a state, with transitions to the states that are named; each that is made has
+    a higher revision than those before.
+    """
     return ParseDict(
         {
             "command_id": "c-1",
             "neuron_id": "scraper-1",
             "type": "run_task",
             "state": f"COMMAND_STATE_{state}",
+            "revision": next(_REVISIONS),
+            "max_attempts": 1,
             "transitions": [
                 {"state": f"COMMAND_STATE_{each}", "transition_time": "2026-11-21T12:00:00Z"}
                 for each in transitions
@@ -60,3 +67,7 @@ def command(state: str, *transitions: str, **fields: Any) -> Command:
 
 def executed(state: str, *transitions: str, **fields: Any) -> commands.ExecuteCommandResponse:
     return commands.ExecuteCommandResponse(command=command(state, *transitions, **fields))
+
+
+def watched(state: str, *transitions: str, **fields: Any) -> commands.WatchCommandResponse:
+    return commands.WatchCommandResponse(command=command(state, *transitions, **fields))

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from typer.testing import CliRunner, Result
 
@@ -24,8 +25,9 @@ from federation.v1 import access_service_pb2 as access
 from federation.v1 import analytics_service_pb2 as analytics
 from federation.v1 import command_service_pb2 as commands
 from federation.v1 import fleet_service_pb2 as fleet
+from federation.v1.command_pb2 import Execution
 from federation_server import cli
-from tests.support.console import KEY, command, executed, federation, neuron
+from tests.support.console import KEY, command, executed, federation, neuron, watched
 from tests.support.scripted_federation import Refusal, ScriptedFederation
 
 __all__ = ["federation"]  # a fixture
@@ -42,6 +44,10 @@ LEAVES = [
     "neurons heartbeats",
     "command issue",
     "command exec",
+    "command follow",
+    "command cancel",
+    "command retry",
+    "command explain",
     "command list",
     "command show",
     "metrics show",
@@ -426,27 +432,30 @@ def test_exec_in_json_is_a_line_a_message(federation: ScriptedFederation) -> Non
     assert states == ["COMMAND_STATE_QUEUED", "COMMAND_STATE_SUCCEEDED"]
 
 
-def test_exec_goes_on_after_a_broken_stream_without_repeating(
+def test_exec_goes_on_after_a_broken_stream_where_that_ended(
     federation: ScriptedFederation,
 ) -> None:
-    def answer(request: commands.ExecuteCommandRequest, context: object) -> list[Any]:
-        if len(federation.requests["ExecuteCommand"]) == 1:
-            lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-            return [executed("QUEUED", "QUEUED"), executed("RUNNING", "SENT", "RUNNING"), lost]
-        return [
-            executed("RUNNING", "QUEUED", "SENT", "RUNNING"),
-            executed("SUCCEEDED", "SUCCEEDED"),
-        ]
+    lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+    queued, running = executed("QUEUED", "QUEUED"), executed("RUNNING", "SENT", "RUNNING")
+    federation.answers["ExecuteCommand"] = [queued, running, lost]
 
-    federation.answers["ExecuteCommand"] = answer
+    def watch(request: commands.WatchCommandRequest, context: object) -> list[Any]:
+        assert request.command_id == "c-1"
+        if len(federation.requests["WatchCommand"]) == 1:
+            return [watched("CANCELLING", "CANCELLING"), lost]
+        same = watched("CANCELLING", revision=request.after_revision)
+        return [same, watched("CANCELLED", "CANCELLED", state_reason="too late")]
+
+    federation.answers["WatchCommand"] = watch
     result = run("command", "exec", "scraper-1", "run_task")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     words = [line.split()[1] for line in result.stdout.splitlines()]
-    assert words == ["QUEUED", "SENT", "RUNNING", "SUCCEEDED", "SUCCEEDED"]
-    assert "asking again" in result.stderr
-    first, second = federation.requests["ExecuteCommand"]
-    assert first == second
-    assert first.request_id
+    assert words == ["QUEUED", "SENT", "RUNNING", "CANCELLING", "CANCELLED", "CANCELLED:"]
+    assert result.stderr.count("asking again") == 2
+    assert len(federation.requests["ExecuteCommand"]) == 1
+    first, second = federation.requests["WatchCommand"]
+    assert first.after_revision == running.command.revision
+    assert second.after_revision == running.command.revision + 1
 
 
 def test_exec_that_is_refused_does_not_try_again(federation: ScriptedFederation) -> None:
@@ -467,6 +476,215 @@ def test_an_order_whose_answer_was_lost_says_how_to_find_out(
     [request] = federation.requests["IssueCommand"]
     assert result.exit_code == 3
     assert f"--request-id {request.request_id}" in result.stderr
+
+
+def test_terms_become_the_spec_of_issue_and_of_exec(federation: ScriptedFederation) -> None:
+    federation.answers["IssueCommand"] = commands.IssueCommandResponse(command=command("QUEUED"))
+    federation.answers["ExecuteCommand"] = [executed("SUCCEEDED", "SUCCEEDED")]
+    terms = "--max-attempts 3 --retry-backoff 2s --accept-timeout 10s --run-timeout 5m"
+    for name in ("issue", "exec"):
+        order = ["command", name, "a", "b", *terms.split(), "--progress-timeout", "1m"]
+        assert run(*order).exit_code == 0
+    [issued], [executing] = (
+        federation.requests["IssueCommand"],
+        federation.requests["ExecuteCommand"],
+    )
+    assert issued.command == executing.command
+    spec = issued.command
+    assert spec.max_attempts == 3
+    assert spec.retry_backoff.seconds == 2
+    assert spec.accept_timeout.seconds == 10
+    assert spec.run_timeout.seconds == 300
+    assert spec.progress_timeout.seconds == 60
+    assert spec.execution == Execution.EXECUTION_UNSPECIFIED
+    assert run("command", "issue", "a", "b", "--at-most-once").exit_code == 0
+    once = federation.requests["IssueCommand"][-1].command
+    assert once.execution == Execution.EXECUTION_AT_MOST_ONCE
+
+
+def test_exec_that_does_not_follow_is_issue(federation: ScriptedFederation) -> None:
+    federation.answers["IssueCommand"] = commands.IssueCommandResponse(command=command("QUEUED"))
+    result = run("command", "exec", "scraper-1", "run_task", "--no-follow")
+    assert (result.exit_code, result.stdout) == (0, "c-1  QUEUED  run_task for scraper-1\n")
+    assert not federation.requests["ExecuteCommand"]
+
+
+def test_a_retry_says_which_attempt_failed_why_and_when_the_next_one_follows(
+    federation: ScriptedFederation,
+) -> None:
+    waits = executed("QUEUED", "QUEUED", attempt=1, max_attempts=3)
+    waits.command.transitions[0].reason = "attempt 1 of 3 ended as FAILED: OOPS: no table\nTrace"
+    waits.command.transitions[0].attempt = 1
+    waits.command.next_attempt_time.FromJsonString("2026-11-21T12:00:04Z")
+    sent = executed("SENT", "SENT", attempt=2, max_attempts=3)
+    sent.command.transitions[0].attempt = 2
+    done = executed("SUCCEEDED", "SUCCEEDED", attempt=2, max_attempts=3)
+    federation.answers["ExecuteCommand"] = [waits, sent, done]
+    lines = run("command", "exec", "scraper-1", "run_task").stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        "QUEUED       attempt 1 of 3 ended as FAILED: OOPS: no table…",
+        "waits        attempt 2 of 3 follows after 4 s",
+        "SENT         attempt 2 of 3",
+        "SUCCEEDED",
+        "SUCCEEDED in attempt 2 of 3",
+    ]
+
+
+def test_a_command_that_stands_still_is_explained_once(
+    federation: ScriptedFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federation_server.console.following.FIRST_SILENCE_S", 0.02)
+    queued = watched("QUEUED", "QUEUED")
+    asked = threading.Event()
+
+    def explain(request: object, context: object) -> commands.ExplainCommandResponse:
+        if len(federation.requests["ExplainCommand"]) > 2:
+            asked.set()
+        fact = commands.CommandFact(
+            code="WAITS_FOR_NEURON", message="its neuron is \x1b[31mOFFLINE"
+        )
+        return commands.ExplainCommandResponse(command=queued.command, facts=[fact])
+
+    federation.answers["ExplainCommand"] = explain
+    federation.answers["WatchCommand"] = [
+        queued,
+        lambda: asked.wait(20),
+        watched("EXPIRED", "EXPIRED"),
+    ]
+    result = run("command", "follow", "c-1")
+    assert result.exit_code == 1
+    words = [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()]
+    assert words == ["QUEUED", "waits        its neuron is OFFLINE", "EXPIRED", "EXPIRED"]
+
+
+def test_follow_of_a_command_that_is_not_there_is_one_line(federation: ScriptedFederation) -> None:
+    reason = [ErrorInfo(reason="COMMAND_NOT_FOUND")]
+    federation.answers["WatchCommand"] = Refusal(grpc.StatusCode.NOT_FOUND, "no command", reason)
+    result = run("command", "follow", "c-1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "federation: no command (COMMAND_NOT_FOUND)\n"
+
+
+def test_follow_in_json_is_a_line_a_message(federation: ScriptedFederation) -> None:
+    federation.answers["WatchCommand"] = [watched("QUEUED"), watched("SUCCEEDED")]
+    result = run("command", "follow", "c-1", "--json")
+    assert result.exit_code == 0
+    states = [json.loads(line)["command"]["state"] for line in result.stdout.splitlines()]
+    assert states == ["COMMAND_STATE_QUEUED", "COMMAND_STATE_SUCCEEDED"]
+
+
+def test_cancel_asks_for_each_command_and_exits_with_the_worst(
+    federation: ScriptedFederation,
+) -> None:
+    def cancel(request: commands.CancelCommandRequest, context: object) -> Any:
+        if request.command_id == "c-2":
+            ended = [ErrorInfo(reason="COMMAND_ENDED")]
+            return Refusal(grpc.StatusCode.FAILED_PRECONDITION, "c-2 has ended", ended)
+        found = command("CANCELLED", command_id=request.command_id)
+        return commands.CancelCommandResponse(command=found)
+
+    federation.answers["CancelCommand"] = cancel
+    result = run("command", "cancel", "c-1", "c-2", "c-3", "--reason", "not needed")
+    assert result.exit_code == 1
+    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
+        ["c-1", "CANCELLED"],
+        ["c-3", "CANCELLED"],
+    ]
+    assert result.stderr == "federation: c-2 has ended (COMMAND_ENDED)\n"
+    assert {each.reason for each in federation.requests["CancelCommand"]} == {"not needed"}
+    assert run("command", "cancel", "c-1").exit_code == 0
+
+
+@pytest.mark.parametrize(("state", "code"), [("CANCELLED", 0), ("SUCCEEDED", 1)])
+def test_cancel_that_follows_succeeds_if_the_command_is_cancelled(
+    federation: ScriptedFederation, state: str, code: int
+) -> None:
+    cancelling = command("CANCELLING")
+    federation.answers["CancelCommand"] = commands.CancelCommandResponse(command=cancelling)
+    federation.answers["WatchCommand"] = [watched(state, state)]
+    result = run("command", "cancel", "c-1", "--follow")
+    assert result.exit_code == code
+    words = [line.split()[1] for line in result.stdout.splitlines()]
+    assert words == ["CANCELLING", state, state]
+    [request] = federation.requests["WatchCommand"]
+    assert request.after_revision == cancelling.revision
+
+
+def test_retry_names_the_new_command_and_follows_it(federation: ScriptedFederation) -> None:
+    again = command("QUEUED", command_id="c-2", retry_of_command_id="c-1")
+    federation.answers["RetryCommand"] = commands.RetryCommandResponse(command=again)
+    result = run("command", "retry", "c-1", "--request-id", "r-1")
+    assert result.exit_code == 0
+    assert result.stdout == "c-2  QUEUED  run_task for scraper-1, retry of c-1\n"
+    [request] = federation.requests["RetryCommand"]
+    assert (request.command_id, request.request_id) == ("c-1", "r-1")
+    federation.answers["WatchCommand"] = [watched("FAILED", "FAILED", command_id="c-2")]
+    assert run("command", "retry", "c-1", "--follow").exit_code == 1
+    assert federation.requests["WatchCommand"][0].command_id == "c-2"
+
+
+def test_a_retry_whose_answer_was_lost_says_how_to_find_out(federation: ScriptedFederation) -> None:
+    federation.answers["RetryCommand"] = Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+    result = run("command", "retry", "c-1")
+    assert result.exit_code == 3
+    [request] = federation.requests["RetryCommand"]
+    assert f"--request-id {request.request_id}" in result.stderr
+
+
+def test_explain_is_a_chain_with_the_nearest_cause_first(federation: ScriptedFederation) -> None:
+    since = Timestamp()
+    since.FromJsonString("2026-11-21T12:00:00Z")
+    federation.answers["ExplainCommand"] = commands.ExplainCommandResponse(
+        command=command("QUEUED"),
+        facts=[
+            commands.CommandFact(
+                code="WAITS_FOR_NEURON", message="its neuron is OFFLINE", time=since
+            ),
+            commands.CommandFact(code="NEURON_PAUSED", message="\x1b[31mit is paused\nand so on"),
+        ],
+    )
+    first, *facts = run("command", "explain", "c-1").stdout.splitlines()
+    assert first == "c-1  QUEUED  run_task for scraper-1"
+    assert re.fullmatch(
+        r"  1\. its neuron is OFFLINE · 2026-11-21 \S+ \S+ \((.+ ago|in .+|now)\)", facts[0]
+    )
+    assert facts[1:] == ["  2. it is paused…"]
+    document = json.loads(run("command", "explain", "c-1", "--json").stdout)
+    assert [fact["code"] for fact in document["facts"]] == ["WAITS_FOR_NEURON", "NEURON_PAUSED"]
+
+
+def test_show_and_list_tell_attempts_and_terms(federation: ScriptedFederation) -> None:
+    shown = command(
+        "QUEUED",
+        attempt=1,
+        max_attempts=3,
+        retry_backoff="2s",
+        next_attempt_time="2026-11-21T12:00:02Z",
+        accept_timeout="30s",
+        progress_timeout="60s",
+        checkpoint={"row": 7},
+        retry_of_command_id="c-0",
+        error={"code": "OOPS", "message": "no table"},
+    )
+    federation.answers["GetCommand"] = commands.GetCommandResponse(command=shown)
+    text = run("command", "show", "c-1").stdout
+    for part in (
+        r"attempt +1 of 3",
+        r"attempts +at most 3 · 2 s after the first",
+        r"next attempt +2026-11-21",
+        r"accept timeout +30 s",
+        r"progress timeout +1 min",
+        r"retry of +c-0",
+        r'Checkpoint\n  \{\n    "row": 7',
+        r"Error OOPS of attempt 1 of 3",
+    ):
+        assert re.search(part, text), part
+    assert "execution" not in text
+    shown.execution = Execution.EXECUTION_AT_MOST_ONCE
+    federation.answers["GetCommand"] = commands.GetCommandResponse(command=shown)
+    assert "at most once" in run("command", "show", "c-1").stdout
+    federation.answers["ListCommands"] = commands.ListCommandsResponse(commands=[shown])
+    assert "1 of 3, next" in run("command", "list").stdout
 
 
 # --- metrics, tokens

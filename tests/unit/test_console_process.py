@@ -105,7 +105,42 @@ def test_ctrl_c_leaves_the_command_running_and_says_so(
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=20)
     assert child.returncode == 130
-    assert errors == "the command goes on: federation command show c-1\n"
+    assert errors.splitlines() == [
+        "the command goes on",
+        "  follow it:  federation command follow c-1",
+        "  cancel it:  federation command cancel c-1",
+    ]
+
+
+def test_ctrl_c_before_the_answer_says_how_to_find_out_what_became_of_the_order(
+    federation: ScriptedFederation, held: Callable[[], None]
+) -> None:
+    federation.answers["ExecuteCommand"] = [held]
+    with started("command", "exec", "a", "b", "--request-id", "r-1") as child:
+        eventually_sync(lambda: federation.requests["ExecuteCommand"], describe="it was asked")
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert "--request-id r-1" in errors
+
+
+def test_a_command_that_is_followed_on_a_terminal_has_a_bar_that_fits_and_goes_away(
+    federation: ScriptedFederation,
+) -> None:
+    far = {"fraction": 0.5, "message": "a message that is far too long for " + "a line " * 20}
+    federation.answers["ExecuteCommand"] = [
+        executed("RUNNING", "QUEUED", "RUNNING", progress=far, attempt=2, max_attempts=3),
+        executed("FAILED", "FAILED", error={"code": "OOPS", "message": "word " * 40}),
+    ]
+    seen = on_terminal("command", "exec", "scraper-1", "run_task")
+    assert "\x1b[31mFAILED" in seen
+    parts = [
+        re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in re.split(r"\r|\n|\x1b\[2K", seen)
+    ]
+    bars = [part for part in parts if "━" in part]
+    assert any("50%" in bar and "attempt 2 of 3 · a message" in bar for bar in bars)
+    assert max(len(bar) for bar in bars) <= 80
+    assert "━" not in parts[-1]
 
 
 def test_ctrl_c_ends_a_watch_quietly(federation: ScriptedFederation) -> None:
