@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 
 from neuron_sdk.commands import Command, make_command
+from neuron_sdk.context import CommandContext
 from neuron_sdk.errors import CommandFailed
 from neuron_sdk.health import HealthReport
+from neuron_sdk.spool_store import Attempt
 
+RESTART = "restart"
 Interval = Annotated[float, msgspec.Meta(ge=1, le=86_400)]
 
 
@@ -24,12 +27,11 @@ class Controls(Protocol):
         self, *, heartbeat: float | None, analytics: float | None
     ) -> Mapping[str, float]: ...
     def set_log_level(self, level: str) -> None: ...
-    def request_stop(self, reason: str, *, restart: bool = False) -> None: ...
+    def request_stop(self, reason: str) -> None: ...
+    async def restart(self, of: Attempt, reason: str) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     async def restart_workers(self, name: str | None) -> list[str]: ...
-    @property
-    def can_restart(self) -> bool: ...
     @property
     def worker_names(self) -> tuple[str, ...]: ...
 
@@ -97,16 +99,9 @@ class Builtins:
             self._controls.set_log_level(log_level)
         return {"changed": changed, "in_effect": dict(in_effect)}
 
-    async def restart(self) -> dict[str, Any]:
-        """Stop in order, and start the program again in the same process."""
-        if not self._controls.can_restart:
-            raise CommandFailed(
-                "NOT_SUPPORTED",
-                "this neuron is a part of a larger program, which must restart it itself; only "
-                "neuron.run() and `neuron run` can be restarted",
-            )
-        self._controls.request_stop("restarted by a command", restart=True)
-        return {"restarting": True}
+    async def restart(self, ctx: CommandContext) -> None:
+        """Stop in order, and start the program again in the same process, which then answers."""
+        await self._controls.restart(Attempt(ctx.command_id, ctx.attempt), "restarted by a command")
 
     async def restart_worker(self, name: str | None = None) -> dict[str, Any]:
         """Cancel the service's background workers, or the one of that name, and start them anew."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from neuron_sdk.builtin import RESTART
 from neuron_sdk.commands import Command, CommandRegistry
 from neuron_sdk.context import CommandContext, Progress
 from neuron_sdk.delivery import Delivery
@@ -43,6 +44,7 @@ class Notes(Protocol):
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict: ...
     async def start(self, of: Attempt) -> None: ...
     def progress(self, of: Attempt, progress: Progress) -> Future[None]: ...
+    async def carry_over(self, of: Attempt) -> None: ...
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None: ...
 
 
@@ -65,7 +67,15 @@ class _Accepted:
 class Executor:
     """The commands of one neuron. Every method belongs to the control loop."""
 
-    def __init__(self, registry: CommandRegistry, notes: Notes, *, max_concurrent: int) -> None:
+    def __init__(
+        self,
+        registry: CommandRegistry,
+        notes: Notes,
+        *,
+        max_concurrent: int,
+        carried_over: Iterable[Attempt] = (),
+    ) -> None:
+        """`carried_over` is what an earlier process left to this one to finish."""
         self._registry = registry
         self._notes = notes
         self._normal: Lane[_Accepted] = Lane(max_concurrent)
@@ -76,6 +86,8 @@ class Executor:
         self._ready = False
         self._stopping = False
         self._accepted: dict[Attempt, _Accepted] = {}
+        self._left_to_us = set(carried_over)
+        self._left_to_next: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._work_loop: asyncio.AbstractEventLoop | None = None
 
@@ -102,7 +114,7 @@ class Executor:
 
     def unfinished(self) -> list[Attempt]:
         """What was accepted and has not ended: for Hello."""
-        return list(self._accepted)[:MAX_LISTED]
+        return [*self._left_to_us | self._left_to_next, *self._accepted][:MAX_LISTED]
 
     @property
     def running(self) -> int:
@@ -111,6 +123,9 @@ class Executor:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a command that has arrived. Whatever is wrong with it becomes its outcome."""
+        if self._stopping and self._left_to_next and self._is_restart(delivery):
+            self._spawn(self._join_restart(delivery.of), delivery.of)
+            return
         if self._stopping:
             # Not taken: the federation sends it again when the neuron is back.
             _log.info("left for the next start", action="command.left", **log_fields(delivery))
@@ -120,6 +135,17 @@ class Executor:
     def cancel(self, of: Attempt, reason: str) -> None:
         """Give an attempt up, wherever it is. Its finish answers, as often as this is asked."""
         self._spawn(self._cancel(of, reason), of)
+
+    async def carry_over(self, of: Attempt) -> None:
+        """Leave a running command to the neuron's next process to finish: a restart."""
+        await self._notes.carry_over(of)
+        self._left_to_next.add(of)
+
+    async def finish_carried_over(self, outcome: CommandOutcome) -> None:
+        """Finish what was left to this process."""
+        for of in list(self._left_to_us):
+            await self._notes.finish(of, outcome)
+            self._left_to_us.discard(of)
 
     async def stop(self, grace_s: float) -> None:
         """Start nothing more; give what runs `grace_s` seconds, then interrupt it.
@@ -144,6 +170,16 @@ class Executor:
                 entry.stop.set_result(stopping(reason))
 
     # ---- a command's way
+
+    def _is_restart(self, delivery: Delivery) -> bool:
+        command = self._registry.get(delivery.type)
+        return command is not None and command.builtin and command.type == RESTART
+
+    async def _join_restart(self, of: Attempt) -> None:
+        """Asked for while one is under way: the same restart answers for both."""
+        if await self._notes.accept(of) is Verdict.NEW:
+            await self._notes.start(of)
+            await self.carry_over(of)
 
     async def _take(self, delivery: Delivery, number: int) -> None:
         loop = asyncio.get_running_loop()
@@ -172,6 +208,8 @@ class Executor:
 
     async def _cancel(self, of: Attempt, reason: str) -> None:
         outcome = cancelled(reason).obeyed
+        if of in self._left_to_us | self._left_to_next:
+            return  # a restart is under way, and its end is the answer
         if of not in self._accepted:
             # Never seen: noted, so that it does not run if it comes. Ended: its finish goes again.
             # RUNNING: its acceptance was noted just before, and it is among the accepted by now.
@@ -220,6 +258,8 @@ class Executor:
             run = self._begin(entry, ctx)
             outcome = await watch(run, entry.delivery.run_timeout, entry.stop)
             relay.close()
+            if entry.delivery.of in self._left_to_next:
+                return
             outcome = replace(
                 outcome, run_duration=time.monotonic() - began, log_tail=ctx.log.tail()
             )

@@ -43,6 +43,10 @@ class Journal:
             return self._spool.progress(of, update)
         return self._spool.checkpoint(of, update)
 
+    async def carry_over(self, of: Attempt) -> None:
+        """Note that the next process of this neuron will finish a started attempt."""
+        await _done(self._spool.carry_over(of))
+
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
         """Note how an attempt ended."""
         # A large answer takes a while to encode: not on the loop that sends heartbeats.

@@ -11,7 +11,6 @@ import asyncio
 import inspect
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from neuron_sdk.errors import IsolatedImport, LifecycleError
 from neuron_sdk.isolation import IN_CHILD
 from neuron_sdk.logs import get_logger
+from neuron_sdk.restart import execute_again
 
 if TYPE_CHECKING:
     from neuron_sdk.dependencies import DependencyChecks
@@ -150,7 +150,8 @@ def _why(error: BaseException) -> str:
 
 
 def run_in_main_thread(service: Service) -> None:
-    """Run until SIGTERM, SIGINT or a command stops the neuron; a restart replaces the process.
+    """Run until SIGTERM, SIGINT or a command stops the neuron. A restart replaces the process; if
+    that fails the neuron runs again in this one, and the restart's command says why.
 
     Raises:
         LifecycleError: this is not the main thread, or a loop runs in it already.
@@ -165,22 +166,30 @@ def run_in_main_thread(service: Service) -> None:
         pass
     else:
         raise LifecycleError("an event loop runs here already: use `await neuron.serve()`")
+    folder = Path.cwd()
+    while (runtime := _run_once(service, folder)).restart_wanted:
+        _execute_again(runtime, folder)
+
+
+def _run_once(service: Service, folder: Path) -> Runtime:
     left = threading.Event()
-    folder = Path.cwd()  # a restart's arguments may be relative to it
     with _signals() as opened:
 
         def on_open(runtime: Runtime) -> None:
             opened(runtime)
-            threading.Thread(target=_force, args=(runtime, left), daemon=True).start()
+            threading.Thread(target=_force, args=(runtime, left, folder), daemon=True).start()
 
         runtime = asyncio.run(serve(service, owns_process=True, opened=on_open))
         left.set()
-    if runtime.restart_wanted:
-        _log.info("starting again", action="neuron.restart")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.chdir(folder)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+    return runtime
+
+
+def _execute_again(runtime: Runtime, folder: Path) -> None:
+    """Returns if it cannot be done, once the restart's command says so."""
+    _log.info("starting again", action="neuron.restart")
+    error = execute_again(folder)
+    _log.error("the program cannot be executed", action="neuron.restart_failed", error=str(error))
+    runtime.note_failed_restart(f"the program cannot be executed again: {error}")
 
 
 @contextmanager
@@ -213,13 +222,13 @@ def _signals() -> Iterator[Callable[[Runtime], None]]:
             signal.signal(number, old)
 
 
-def _force(runtime: Runtime, left: threading.Event) -> None:
+def _force(runtime: Runtime, left: threading.Event, folder: Path) -> None:
     """Once the neuron has closed its process must end, even if a handler blocks its loop."""
     runtime.closed.result()
     if not left.wait(_FORCE_AFTER_S):
         _log.error("the service does not end: it is cut off", action="neuron.forced")
         if runtime.restart_wanted:
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+            _execute_again(runtime, folder)
         os._exit(_EXIT_FORCED)
 
 

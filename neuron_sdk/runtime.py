@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from neuron_sdk.builtin import Builtins
 from neuron_sdk.commands import CommandRegistry
 from neuron_sdk.config import Settings
-from neuron_sdk.convert import report_message
+from neuron_sdk.convert import finish_update, report_message
 from neuron_sdk.description import NeuronDescription
 from neuron_sdk.errors import CommandFailed
 from neuron_sdk.executor import Executor
@@ -32,8 +32,9 @@ from neuron_sdk.logs import get_logger
 from neuron_sdk.offload import offload
 from neuron_sdk.registration import Registration, TokenFile
 from neuron_sdk.reports import Reports
+from neuron_sdk.restart import SUCCEEDED, failed_restart
 from neuron_sdk.session import Session
-from neuron_sdk.spool import Spool
+from neuron_sdk.spool import Attempt, Spool
 from neuron_sdk.state_dir import StateDir
 from neuron_sdk.version import __version__
 from neuron_sdk.vitals import Activity, Vitals, VitalSigns
@@ -97,11 +98,7 @@ class Runtime:
         self._state = StateDir(parts.settings.state_dir)
         try:
             self._instance_id = uuid.uuid4().hex
-            self._spool = Spool(
-                self._state.spool,
-                max_bytes=parts.settings.spool_max_bytes,
-                interrupted=interrupted_update,
-            )
+            self._spool = self._open_spool(self._state)
         except BaseException:
             self._state.release()
             raise
@@ -109,6 +106,7 @@ class Runtime:
         self._http_port: int | None = None
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
+        self._ready = asyncio.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._control, args=(started,), name="neuron-control", daemon=True
@@ -117,17 +115,23 @@ class Runtime:
         started.result()
         self._http = self._start_http()
 
+    def _open_spool(self, state: StateDir) -> Spool:
+        return Spool(
+            state.spool,
+            max_bytes=self._parts.settings.spool_max_bytes,
+            interrupted=interrupted_update,
+        )
+
     # ---- what others ask, in any thread
 
     def ready(self) -> None:
         """The service has started: commands may run."""
-        self._on_control(lambda: self._executor.open(self._work_loop))
+        self._on_control(self._open)
 
-    def request_stop(self, reason: str, *, restart: bool = False) -> None:
+    def request_stop(self, reason: str) -> None:
         """Begin to stop; a second call changes nothing."""
         if not self.stop_reason:
             self.stop_reason = reason
-            self.restart_wanted = restart
             _log.info("stopping", action="neuron.stopping", reason=reason)
         self._on_control(self._stop.set)
 
@@ -176,10 +180,36 @@ class Runtime:
 
     # ---- what the built-in commands do (Controls), on the control loop
 
-    @property
-    def can_restart(self) -> bool:
-        """Only a program of ours can be started again."""
-        return self._owns_process
+    async def restart(self, of: Attempt, reason: str) -> None:
+        """Begin to stop, to be started again by `lifecycle`; the next process finishes `of`."""
+        if not self._owns_process:
+            raise CommandFailed(
+                "NOT_SUPPORTED",
+                "this neuron is a part of a larger program, which must restart it itself; only "
+                "neuron.run() and `neuron run` can be restarted",
+            )
+        if self.stop_reason and not self.restart_wanted:
+            raise CommandFailed("STOPPING", f"the neuron is stopping: {self.stop_reason}")
+        if self._spool.state.in_memory:
+            raise CommandFailed(
+                "STATE_NOT_KEPT",
+                "the disk does not take the neuron's state: a restart would lose what it holds; "
+                "make room in STATE_DIR",
+            )
+        await self._executor.carry_over(of)
+        self.restart_wanted = True
+        self.request_stop(reason)
+
+    def note_failed_restart(self, problem: str) -> None:
+        """Finish the restart's command, because no new process will; once all is closed."""
+        state = StateDir(self._parts.settings.state_dir)
+        try:
+            spool = self._open_spool(state)
+            for of in spool.carried_over:
+                spool.finish(of, finish_update(of, failed_restart(problem)))
+            spool.close()
+        finally:
+            state.release()
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -251,6 +281,7 @@ class Runtime:
             self._parts.registry,
             Journal(self._spool),
             max_concurrent=self._parts.description.max_concurrent_commands,
+            carried_over=self._spool.carried_over,
         )
         self._urgent = asyncio.Event()
         self._parts.reports.listen(lambda: self._on_control(self._urgent.set))
@@ -274,6 +305,7 @@ class Runtime:
             asyncio.create_task(self._report(), name="reports"),
             asyncio.create_task(self._watch_work_loop(), name="stall-watch"),
         ]
+        back = asyncio.create_task(self._say_that_it_is_back(), name="back")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             ended, _ = await asyncio.wait([stop, *tasks], return_when="FIRST_COMPLETED")
@@ -282,11 +314,23 @@ class Runtime:
                 self.request_stop(f"internal fault in {task.get_name()}: {task.exception()!r}")
             await self._wind_down()
         finally:
-            for task in [stop, *tasks]:
+            for task in [stop, back, *tasks]:
                 task.cancel()
-            await asyncio.gather(stop, *tasks, return_exceptions=True)
+            await asyncio.gather(stop, back, *tasks, return_exceptions=True)
+
+    def _open(self) -> None:
+        self._executor.open(self._work_loop)
+        self._ready.set()
+
+    async def _say_that_it_is_back(self) -> None:
+        await self._ready.wait()
+        await self._session.opened.wait()
+        await self._executor.finish_carried_over(SUCCEEDED)
 
     async def _wind_down(self) -> None:
+        if not self._ready.is_set():
+            problem = f"the new process did not start: {self.stop_reason}"
+            await self._executor.finish_carried_over(failed_restart(problem))
         await self._executor.stop(0.0 if self._hurried else self._parts.settings.stop_grace)
         self._on_work(self.commands_stopped.set)
         try:

@@ -111,6 +111,8 @@ class Session:
         self._reader: asyncio.Task[None] | None = None
         self._closing = False
         self.link = Link()
+        self.opened = asyncio.Event()
+        """Set once the first session is open."""
         spool.listen(
             lambda: self._call_soon(self._append.set), lambda: self._call_soon(self._renewed.set)
         )
@@ -248,6 +250,7 @@ class Session:
         self._obey(welcome.settings)
         self._backoff.opened(self._loop.time())
         self.link = Link(True, welcome.session_id, welcome.epoch, welcome.server_version)
+        self.opened.set()
         _log.info(
             "connected to the federation",
             action="session.opened",

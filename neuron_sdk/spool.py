@@ -96,6 +96,8 @@ class Spool:
         self._store = self._open_first()
         self.state = self._snapshot()
         """The spool after the last commit."""
+        self.carried_over = self._store.carried_over()
+        """What an earlier process left to this one to end."""
         self._thread = threading.Thread(target=self._work, name="neuron-spool", daemon=True)
         self._thread.start()
 
@@ -133,6 +135,10 @@ class Spool:
     def finish(self, of: Attempt, finish: bytes) -> Future[None]:
         """Note an attempt's end."""
         return self._submit(lambda store: store.finish(of, finish, self._now()))
+
+    def carry_over(self, of: Attempt) -> Future[None]:
+        """Leave a started attempt to the next process to end."""
+        return self._submit(lambda store: store.carry_over(of, self._now()))
 
     def ack(self, sequence: int) -> Future[None]:
         """Forget what the federation has stored."""

@@ -67,6 +67,8 @@ class _Step(IntEnum):
     ACCEPTED = 1
     STARTED = 2
     FINISHED = 3
+    CARRIED_OVER = 4
+    """It ends in the next process of this neuron: a restart."""
 
 
 class Verdict(StrEnum):
@@ -75,7 +77,7 @@ class Verdict(StrEnum):
     NEW = "NEW"
     """Never seen; it is noted now."""
     RUNNING = "RUNNING"
-    """This process has it already: nothing to do."""
+    """This process has it already, or answers for it: nothing to do."""
     FINISHED = "FINISHED"
     """It has ended; its finish is on its way again."""
 
@@ -320,6 +322,20 @@ class SpoolStore:
         self._finishes_since_prune += 1
         if self._finishes_since_prune >= 256:
             self.prune(now)
+
+    def carry_over(self, of: Attempt, now: float) -> None:
+        """Note that the next process will end a started attempt."""
+        self.connection.execute(
+            "UPDATE journal SET step = ?, change_time = ? WHERE command_id = ? AND attempt = ?",
+            (_Step.CARRIED_OVER, now, of.command_id, of.attempt),
+        )
+
+    def carried_over(self) -> list[Attempt]:
+        """What an earlier process left to this one to end."""
+        rows = self.connection.execute(
+            "SELECT command_id, attempt FROM journal WHERE step = ?", (_Step.CARRIED_OVER,)
+        )
+        return [Attempt(command_id, attempt) for command_id, attempt in rows.fetchall()]
 
     def recover(self, interrupted: Callable[[Attempt], bytes], now: float) -> int:
         """End what an earlier process started and did not finish; forget what it did not start,

@@ -116,5 +116,8 @@ class _Notes:
         kept.set_result(None)
         return kept
 
+    async def carry_over(self, of: Attempt) -> None:
+        return
+
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
         self.outcome.set_result(outcome)

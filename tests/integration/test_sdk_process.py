@@ -197,13 +197,18 @@ def test_a_command_that_dies_with_the_process_is_told_as_interrupted(
     assert not marker.exists(), "it did not run again"
 
 
-def test_a_restart_by_command_comes_back_as_the_same_process(
+def test_a_restart_by_command_comes_back_as_the_same_process_which_then_answers(
     federation: FakeFederation, spawn: Spawn, script: Path
 ) -> None:
     process = spawn(str(script))
-    outcome = federation.outcome(federation.issue(N, "restart"), within=20)
-    assert outcome.response == {"restarting": True}
+    federation.wait_connected(N, within=20)
+    command_id = federation.issue(N, "restart")
     federation.wait_connected(N, sessions=2, within=20)
+    running = [run.command_id for run in federation.neurons[N].hellos[1].running_commands]
+    assert running == [command_id], "it is RUNNING over the exec"
+    outcome = federation.outcome(command_id, within=20)
+    assert outcome.state is FinalState.SUCCEEDED
+    assert outcome.response == {"restarted": True}
     one, two = federation.neurons[N].hellos
     assert one.instance_id != two.instance_id
     assert one.spool_id == two.spool_id

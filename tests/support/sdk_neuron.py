@@ -1,7 +1,10 @@
-"""A neuron of the SDK in the test's own process, against a fake federation."""
+"""Neurons of the SDK, in the test's own process or in others, against a fake federation."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +16,7 @@ from neuron_sdk.backoff import Backoff
 from neuron_sdk.testing import CommandOutcome, FakeFederation
 
 N = "n-1"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Bench:
@@ -85,3 +89,53 @@ def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 0.3)
     monkeypatch.setattr("neuron_sdk.ending.INTERRUPTED_S", 0.6)
     monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 0.6)
+
+
+class Processes:
+    """`with Processes(federation, folder) as processes:`: neurons as processes, killed at the end.
+
+    They run in `folder`, with one STATE_DIR in it.
+    """
+
+    def __init__(self, federation: FakeFederation, folder: Path) -> None:
+        self._settings = {
+            "FEDERATION_URL": federation.url,
+            "STATE_DIR": str(folder / "state"),
+            "METRICS_ENABLED": "false",
+            "STOP_GRACE": "0.3",
+            "PYTHONPATH": str(ROOT),
+        }
+        self._folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start one; `arguments` are Python's."""
+        with (self._folder / "output").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, **self._settings, **environment},
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._started.append(process)
+        return process
+
+    @property
+    def output(self) -> str:
+        """All that they have printed."""
+        return (self._folder / "output").read_text("utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()

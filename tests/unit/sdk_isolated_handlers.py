@@ -74,3 +74,19 @@ def deaf(ctx: CommandContext, marker: str) -> None:
     while True:
         with contextlib.suppress(BaseException):
             time.sleep(60)
+
+
+def go_on(ctx: CommandContext) -> dict[str, int]:
+    begun = 0 if ctx.checkpoint is None else int(ctx.checkpoint["rows"])
+    ctx.progress_sync(0.1, "read", checkpoint={"rows": begun + 10})
+    if ctx.attempt < ctx.max_attempts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"begun": begun, "attempts": ctx.max_attempts}
+
+
+async def go_on_async(ctx: CommandContext) -> dict[str, int]:
+    begun = 0 if ctx.checkpoint is None else int(ctx.checkpoint["rows"])
+    await ctx.progress(0.1, "read", checkpoint={"rows": begun + 10})
+    if ctx.attempt < ctx.max_attempts:
+        os._exit(3)
+    return {"begun": begun, "attempts": ctx.max_attempts}

@@ -188,6 +188,32 @@ def test_unseen_progress_is_replaced_by_newer_progress(make: Callable[..., Spool
     assert payloads(spool) == [b"accepted", b"other", b"4", b"5"], "4 may have been sent"
 
 
+def test_unseen_progress_with_a_checkpoint_is_replaced_by_a_newer_checkpoint_only(
+    make: Callable[..., Spool],
+) -> None:
+    spool = make()
+    done(spool.accept(A, b"accepted"))
+    done(spool.start(A, b"0"))
+    done(spool.checkpoint(A, b"1 with"))
+    done(spool.checkpoint(B, b"other"))
+    done(spool.progress(A, b"2"))
+    done(spool.progress(A, b"3"))
+    assert payloads(spool) == [b"accepted", b"1 with", b"other", b"3"]
+    spool.close()
+    again = make()
+    assert payloads(again)[:4] == [b"accepted", b"1 with", b"other", b"3"]
+    done(again.checkpoint(A, b"4 with"))
+    assert b"1 with" in payloads(again), "it may have been sent"
+
+
+def test_an_unseen_checkpoint_is_replaced_by_the_next(make: Callable[..., Spool]) -> None:
+    spool = make()
+    done(spool.checkpoint(A, b"1 with"))
+    done(spool.progress(A, b"2"))
+    done(spool.checkpoint(A, b"3 with"))
+    assert payloads(spool) == [b"3 with"]
+
+
 def test_old_entries_leave_the_journal_and_unsent_ones_stay(make: Callable[..., Spool]) -> None:
     clock = [1e9]
     spool = make(now=lambda: clock[0])
