@@ -191,6 +191,7 @@ class App:
             ),
             server_id=self.server_id,
             server_version=__version__,
+            changed=self._commands_changed,
         )
         return build_server(
             [ErrorMapping(), Authentication(self.database, tokens)],

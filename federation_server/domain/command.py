@@ -269,6 +269,12 @@ def time_out(entry: Entry, late: Lateness, limit: timedelta, now: datetime) -> E
     return replace(ended, cancel_attempt=entry.attempt)
 
 
+def fail(entry: Entry, code: str, message: str, now: datetime) -> Entry:
+    """The command in flight after its attempt has failed without its neuron's saying so."""
+    finished = Finished(CommandState.FAILED, None, CommandError(code, message), None, "")
+    return _finish(entry, finished, now)
+
+
 def lose(entry: Entry, reason: str) -> Entry:
     """The command in flight after everybody has stopped to hope for an answer."""
     return replace(entry, state=CommandState.OUTCOME_UNKNOWN, state_reason=reason)

@@ -22,7 +22,7 @@ from federation_server.live.notifier import hint_released
 from federation_server.live.session import Cancel, Delivery, Sessions
 from federation_server.store import batches, dispatch
 from federation_server.store.database import Connection, Database, bounded, first_line
-from federation_server.store.dispatch import Claimed, ClaimedCancel
+from federation_server.store.dispatch import Claimed, ClaimedCancel, ClaimedCommand
 
 log = structlog.get_logger(__name__)
 
@@ -130,7 +130,7 @@ class Dispatcher:
         connection = await self._connected()
         with bounded(connection, CLAIM_TIMEOUT_S):
             released = await batches.release(connection, batch_ids)
-            elsewhere = [each for each in released if each[1] != self._server_id]
+            elsewhere = [each for each in released if each[1] not in {"", self._server_id}]
             if elsewhere:
                 await hint_released(connection, elsewhere)
         self._woken.update(neuron_id for neuron_id, server_id in released)
@@ -141,24 +141,12 @@ class Dispatcher:
             if session is None or session.epoch != each.session_epoch:
                 continue  # superseded since; the next session finds it in flight
             if isinstance(each, ClaimedCancel):
-                session.send(Cancel(each.command_id, each.attempt, each.reason))
+                session.send(cancel(each))
                 self._woken.add(each.neuron_id)  # its next attempt had to wait for this
                 self._wake.set()
             elif each.execution is not Execution.AT_MOST_ONCE or session.first(each.command_id):
                 self._metrics.commands_sent.inc()
-                session.send(
-                    Delivery(
-                        command_id=each.command_id,
-                        attempt=each.attempt,
-                        type=each.type,
-                        data=each.data,
-                        priority=each.priority,
-                        run_timeout=each.run_timeout,
-                        expire_after=each.expire_after,
-                        checkpoint=each.checkpoint,
-                        max_attempts=each.max_attempts,
-                    )
-                )
+                session.send(delivery(each))
 
     async def _connected(self) -> Connection:
         if self._connection is None:
@@ -169,3 +157,23 @@ class Dispatcher:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def delivery(command: ClaimedCommand) -> Delivery:
+    """A claimed command on its way to the neuron."""
+    return Delivery(
+        command_id=command.command_id,
+        attempt=command.attempt,
+        type=command.type,
+        data=command.data,
+        priority=command.priority,
+        run_timeout=command.run_timeout,
+        expire_after=command.expire_after,
+        checkpoint=command.checkpoint,
+        max_attempts=command.max_attempts,
+    )
+
+
+def cancel(claimed: ClaimedCancel) -> Cancel:
+    """A claimed cancel on its way to the neuron."""
+    return Cancel(claimed.command_id, claimed.attempt, claimed.reason)

@@ -23,7 +23,7 @@ import structlog
 from federation_server.domain.neuron import Presence
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
-from federation_server.store import partitions, presence, servers, timers
+from federation_server.store import leases, partitions, presence, servers, timers
 from federation_server.store.database import Connection, Database, bounded, first_line
 from federation_server.store.ledger import ChangedCommand
 
@@ -134,6 +134,7 @@ class Sweeper:
     async def _end_commands(self, connection: Connection) -> None:
         """Ends what takes too long, or was lost. Who has to be told finds it by a scan."""
         self._changed(await timers.time_out_late(connection, self._server_id))
+        self._changed(await leases.end_expired(connection, self._server_id))
         self._changed(
             await timers.give_up_lost(connection, self._server_id, lost_after=self._lost_after)
         )

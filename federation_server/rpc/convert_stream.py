@@ -246,13 +246,9 @@ def outgoing(message: Outgoing) -> session_service_pb2.FederationMessage:
     envelope = session_service_pb2.FederationMessage
     match message:
         case Delivery():
-            return envelope(command=_delivery(message))
+            return envelope(command=delivery(message))
         case Cancel():
-            return envelope(
-                cancel_command=session_service_pb2.CancelCommand(
-                    command_id=message.command_id, attempt=message.attempt, reason=message.reason
-                )
-            )
+            return envelope(cancel_command=cancel(message))
         case Settings():
             return envelope(settings=settings(message))
         case Reconnect():
@@ -272,7 +268,15 @@ def settings(message: Settings) -> session_service_pb2.SessionSettings:
     )
 
 
-def _delivery(command: Delivery) -> session_service_pb2.CommandDelivery:
+def cancel(message: Cancel) -> session_service_pb2.CancelCommand:
+    """A command to give up."""
+    return session_service_pb2.CancelCommand(
+        command_id=message.command_id, attempt=message.attempt, reason=message.reason
+    )
+
+
+def delivery(command: Delivery) -> session_service_pb2.CommandDelivery:
+    """A command to carry out."""
     return session_service_pb2.CommandDelivery(
         command_id=command.command_id,
         attempt=command.attempt,

@@ -275,6 +275,22 @@ _SESSION: Mapping[type[Message], Fields] = {
     session_service_pb2.SendHeartbeatRequest: Fields(
         {"heartbeat": Nested(required=True), "instance_id": INSTANCE}
     ),
+    session_service_pb2.PullCommandsRequest: Fields(
+        {
+            "instance_id": INSTANCE,
+            "running_commands": ManyNested(1000),
+            "max_commands": Integer(0, 1000),
+            "lease_duration": Span(1, HOUR_S),
+        }
+    ),
+    session_service_pb2.ReportCommandRequest: Fields(
+        {
+            "epoch": FROM_ONE,
+            "spool_id": INSTANCE,
+            "sequence": FROM_ONE,
+            "update": Nested(required=True),
+        }
+    ),
     session_service_pb2.ReportAnalyticsRequest: Fields(
         {
             "spool_id": INSTANCE,

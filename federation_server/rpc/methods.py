@@ -20,6 +20,8 @@ METHODS: Mapping[str, Caller] = {
     DEREGISTER: Caller.NEURON,
     "/federation.v1.SessionService/SendHeartbeat": Caller.NEURON,
     "/federation.v1.SessionService/ReportAnalytics": Caller.NEURON,
+    "/federation.v1.SessionService/PullCommands": Caller.NEURON,
+    "/federation.v1.SessionService/ReportCommand": Caller.NEURON,
     # admins
     "/federation.v1.FleetService/GetNeuron": Caller.VIEWER,
     "/federation.v1.FleetService/ListNeurons": Caller.VIEWER,

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from datetime import datetime
-
 import grpc.aio
 
 from federation.v1 import session_service_pb2 as pb
 from federation.v1 import session_service_pb2_grpc as pb_grpc
-from federation_server.domain.violation import Violation
-from federation_server.rpc import auth, convert_stream, errors, limits
+from federation_server.rpc import auth, convert_stream, limits, pull
 from federation_server.rpc.convert import from_timestamp, to_timestamp
+from federation_server.rpc.receipt import Receipt
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.stream import NeuronStream, StreamParts
 from federation_server.store.ingest import DurableItem, HeartbeatItem
 
-STORE_TIMEOUT_S = 10.0
-"""How long a call without a stream waits for its message to be stored."""
-
 
 class SessionServicer(pb_grpc.SessionServiceServicer):
-    """Thin: registration and streams have modules of their own."""
+    """Thin: registration, streams and pulling have modules of their own."""
 
     def __init__(self, registration: Registration, parts: StreamParts) -> None:
         """Serves with what the composition root has built."""
@@ -95,38 +89,20 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         mark, _ = await receipt.wait()
         return pb.ReportAnalyticsResponse(ack_sequence=mark)
 
+    async def PullCommands(
+        self,
+        request: pb.PullCommandsRequest,
+        context: grpc.aio.ServicerContext[pb.PullCommandsRequest, pb.PullCommandsResponse],
+    ) -> pb.PullCommandsResponse:
+        """See the contract."""
+        limits.check(request)
+        return await pull.pull(self._parts, auth.current_neuron(), request)
 
-class Receipt:
-    """The sender of a message without a stream: a call that waits until it is stored."""
-
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self._stored: asyncio.Future[tuple[int, datetime]] = asyncio.Future()
-
-    def stored(self, mark: int, time: datetime) -> None:
-        """The message is committed."""
-        if not self._stored.done():
-            self._stored.set_result((mark, time))
-
-    def fenced(self) -> None:
-        """The neuron has been deleted since it called."""
-        if not self._stored.done():
-            self._stored.set_exception(errors.credential_invalid())
-
-    def refused(self, sequence: int, message: str) -> None:
-        """The database would not take the message."""
-        if not self._stored.done():
-            detail = "a value in it cannot be stored"
-            self._stored.set_exception(errors.invalid_fields([Violation(message, detail)]))
-
-    async def wait(self) -> tuple[int, datetime]:
-        """The spool's mark and the time of the commit.
-
-        Raises:
-            errors.Refused: it was not stored, or not in time.
-        """
-        try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
-                return await self._stored
-        except TimeoutError:
-            raise errors.database_unavailable() from None
+    async def ReportCommand(
+        self,
+        request: pb.ReportCommandRequest,
+        context: grpc.aio.ServicerContext[pb.ReportCommandRequest, pb.ReportCommandResponse],
+    ) -> pb.ReportCommandResponse:
+        """See the contract."""
+        limits.check(request)
+        return await pull.report(self._parts, auth.current_neuron(), request)

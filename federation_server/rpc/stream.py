@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -35,7 +35,7 @@ from federation_server.rpc.limit_values import MAX_INTEGER
 from federation_server.store import sessions as store
 from federation_server.store.database import Database
 from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
-from federation_server.store.ledger import is_command_id
+from federation_server.store.ledger import ChangedCommand, is_command_id
 from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)
@@ -66,6 +66,8 @@ class StreamParts:
     settings: Settings
     server_id: str
     server_version: str
+    changed: Callable[[Sequence[ChangedCommand]], None]
+    """To be called with the commands that a call has changed."""
 
 
 class NeuronStream:

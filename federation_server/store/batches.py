@@ -23,7 +23,7 @@ from federation_server.domain.neuron import JsonObject, Lifecycle
 from federation_server.store import ledger
 from federation_server.store.commands import NewCommand
 from federation_server.store.database import Connection, driver
-from federation_server.store.ledger import IN_FLIGHT, ChangedCommand, states
+from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand, states
 from federation_server.store.neuron_list import matching
 from federation_server.store.paging import SortKey, page
 from federation_server.store.schema import (
@@ -306,11 +306,11 @@ FOR NO KEY UPDATE SKIP LOCKED
 """
 
 # A command that was released and whose neuron went away before it was sent gives its place back.
-_HOLD_AGAIN = b"""
+_HOLD_AGAIN = f"""
 UPDATE commands c SET held = true
 FROM neuron_states s
 WHERE c.batch_id = ANY (%(batch_ids)s::uuid[]) AND c.state = 'QUEUED' AND c.attempt = 0
-  AND NOT c.held AND s.neuron_id = c.neuron_id AND NOT s.session_open
+  AND NOT c.held AND s.neuron_id = c.neuron_id AND NOT coalesce({CONNECTED}, false)
 """
 
 _RELEASE = f"""
@@ -327,7 +327,7 @@ WITH room AS (
     CROSS JOIN LATERAL (
         SELECT c.command_id, s.server_id
         FROM commands c JOIN neuron_states s USING (neuron_id)
-        WHERE c.batch_id = r.batch_id AND c.held AND c.state = 'QUEUED' AND s.session_open
+        WHERE c.batch_id = r.batch_id AND c.held AND c.state = 'QUEUED' AND {CONNECTED}
         ORDER BY c.neuron_id LIMIT greatest(r.free, 0)
     ) c
 )
@@ -358,7 +358,7 @@ async def release(
         if not locked:
             return []
         # Statements of their own: each sees what was committed before the lock was taken.
-        await connection.execute(_HOLD_AGAIN, {"batch_ids": locked})
+        await connection.execute(_HOLD_AGAIN.encode(), {"batch_ids": locked})
         cursor = await connection.execute(_RELEASE.encode(), {"batch_ids": locked})
         released: list[tuple[str, str]] = await cursor.fetchall()
         await connection.execute(_ALL_RELEASED, {"batch_ids": locked})

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from federation_server.domain.command import CommandState, Execution, predecessors
 from federation_server.domain.neuron import JsonObject
 from federation_server.store.database import Connection
-from federation_server.store.ledger import IN_FLIGHT, states
+from federation_server.store.ledger import CONNECTED, IN_FLIGHT, states
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class ClaimedCommand:
     checkpoint: JsonObject | None
     max_attempts: int
     execution: Execution
+    again: bool
+    """It was sent before, and its fate is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +71,15 @@ _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 _CLAIM = f"""
 WITH place AS (
     SELECT s.neuron_id, s.session_epoch, w.doubtful,
-        n.max_concurrent_commands - (
+        least(%(most)s, n.max_concurrent_commands - (
             SELECT count(*) FROM commands c
             WHERE c.neuron_id = s.neuron_id AND NOT c.control AND c.state IN {IN_FLIGHT}
-        ) AS free
+        )) AS free
     FROM unnest(%(neuron_ids)s::text[], %(epochs)s::int8[], %(doubtful)s::bool[])
          AS w (neuron_id, epoch, doubtful)
     JOIN neuron_states s ON s.neuron_id = w.neuron_id AND s.session_epoch = w.epoch
     JOIN neurons n ON n.neuron_id = s.neuron_id
-    WHERE s.session_open
+    WHERE {CONNECTED}
 ), picked AS (
     SELECT p.session_epoch, c.command_id, c.state
     FROM place p
@@ -159,10 +161,12 @@ async def claim(
     sessions: Sequence[tuple[str, int]],
     *,
     doubtful: Collection[tuple[str, int]] = (),
+    most: int = 1_000_000,
 ) -> list[Claimed]:
     """Takes what those sessions (neuron_id, epoch) of this server are to be sent now, and marks
-    it so. One statement: what it returns is committed. `doubtful` are those of them for which the
-    answer to an earlier claim was lost.
+    it so. One statement: in autocommit mode what it returns is committed. `doubtful` are those of
+    them for which the answer to an earlier claim was lost; `most` is how many commands a session
+    gets that are no control commands and were not sent before.
     """
     cursor = await connection.execute(
         _CLAIM.encode(),
@@ -171,6 +175,7 @@ async def claim(
             "neuron_ids": [neuron_id for neuron_id, _ in sessions],
             "epochs": [epoch for _, epoch in sessions],
             "doubtful": [session in doubtful for session in sessions],
+            "most": most,
         },
     )
     claimed: list[Claimed] = []
@@ -180,8 +185,24 @@ async def claim(
             claimed.append(ClaimedCancel(command_id, neuron_id, epoch, attempt, reason))
         else:
             order[7] = Execution(order[7])
-            claimed.append(ClaimedCommand(command_id, neuron_id, epoch, attempt, *order[:8]))
+            claimed.append(ClaimedCommand(command_id, neuron_id, epoch, attempt, *order[:9]))
     return claimed
+
+
+_CANCELS = f"""
+UPDATE commands c SET cancel_epoch = s.session_epoch
+FROM neuron_states s
+WHERE s.neuron_id = %(neuron_id)s AND s.session_epoch = %(epoch)s
+  AND c.neuron_id = s.neuron_id AND {_TO_CANCEL}
+  AND c.cancel_epoch IS DISTINCT FROM s.session_epoch
+RETURNING c.command_id::text, c.neuron_id, c.cancel_epoch, c.cancel_attempt, c.state_reason
+"""
+
+
+async def claim_cancels(connection: Connection, neuron_id: str, epoch: int) -> list[ClaimedCancel]:
+    """Takes the attempts that one session is to give up and was not told of."""
+    cursor = await connection.execute(_CANCELS.encode(), {"neuron_id": neuron_id, "epoch": epoch})
+    return [ClaimedCancel(*row) for row in await cursor.fetchall()]
 
 
 _WAITING = f"""

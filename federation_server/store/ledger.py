@@ -75,6 +75,9 @@ def states(*wanted: CommandState) -> str:
 
 IN_FLIGHT = states(*IN_FLIGHT_STATES)
 
+CONNECTED = "(s.session_open OR s.lease_expire_time > now())"
+"""Whether the neuron of a state row `s` can be given commands: by its stream, or when it calls."""
+
 _ENTRY = """
 command_id::text, neuron_id, state::text, attempt, execution::text, max_attempts, retry_backoff,
 expire_time, state_reason, next_attempt_time, cancel_attempt, revision

@@ -120,6 +120,9 @@ neuron_states = Table(
     # its spool, and the last sequence that this held when the session began
     Column("spool_id", Text, nullable=False),
     Column("backlog_sequence", BigInteger, nullable=False),
+    # of a session without a stream
+    Column("lease_duration", Interval),
+    Column("lease_expire_time", _TIME),
     # the last heartbeat
     Column("last_heartbeat_time", _TIME),
     Column("health_score", Double),

@@ -70,6 +70,8 @@ WITH neuron AS MATERIALIZED (
         session_open = true,
         session_open_time = now(),
         session_close_time = NULL,
+        lease_duration = NULL,
+        lease_expire_time = NULL,
         instance_id = :instance_id,
         sdk_name = :sdk_name,
         sdk_version = :sdk_version,

@@ -1,0 +1,52 @@
+"""What a call without a stream waits for: that its message is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from federation_server.domain.violation import Violation
+from federation_server.rpc import errors
+from federation_server.rpc.errors import Refused
+
+STORE_TIMEOUT_S = 10.0
+"""How long a call waits."""
+
+
+class Receipt:
+    """The sender of a message without a stream: a call that waits until it is stored."""
+
+    def __init__(self, *, fenced: Refused | None = None) -> None:
+        """Nothing is known yet. `fenced` is what the call is told if its session is over; without
+        a session, that its neuron is no more.
+        """
+        self._fenced = fenced or errors.credential_invalid()
+        self._stored: asyncio.Future[tuple[int, datetime]] = asyncio.Future()
+
+    def stored(self, mark: int, time: datetime) -> None:
+        """The message is committed."""
+        if not self._stored.done():
+            self._stored.set_result((mark, time))
+
+    def fenced(self) -> None:
+        """The session is over, or the neuron has been deleted, since it called."""
+        if not self._stored.done():
+            self._stored.set_exception(self._fenced)
+
+    def refused(self, sequence: int, message: str) -> None:
+        """The database would not take the message."""
+        if not self._stored.done():
+            detail = "a value in it cannot be stored"
+            self._stored.set_exception(errors.invalid_fields([Violation(message, detail)]))
+
+    async def wait(self) -> tuple[int, datetime]:
+        """The spool's mark and the time of the commit.
+
+        Raises:
+            errors.Refused: it was not stored, or not in time.
+        """
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                return await self._stored
+        except TimeoutError:
+            raise errors.database_unavailable() from None

@@ -1,0 +1,243 @@
+"""Commands for neurons that hold no stream, over real gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
+
+from federation.v1 import command_pb2, command_service_pb2, fleet_service_pb2
+from federation.v1 import session_service_pb2 as pb
+from federation.v1.command_service_pb2 import CommandSpec
+from tests.support.calls import FINAL, State, command, reached
+from tests.support.federation import BareNeuron, Federation, running
+from tests.support.servers import refusal
+
+ONCE = command_pb2.EXECUTION_AT_MOST_ONCE
+
+
+@pytest_asyncio.fixture
+async def federation(database_url: str) -> AsyncIterator[Federation]:
+    async with running(database_url, presence_patience="PT0S") as federation:
+        yield federation
+
+
+class Puller:
+    """A process of a neuron that calls for its commands."""
+
+    def __init__(self, federation: Federation, token: str, instance: str = "p-1") -> None:
+        self.session = federation.session
+        self.metadata = (("authorization", f"Bearer {token}"),)
+        self.instance = instance
+        self.epoch = 0
+        self.sequence = 0
+
+    async def pull(self, **fields: Any) -> pb.PullCommandsResponse:
+        """What there is to do."""
+        request = pb.PullCommandsRequest(instance_id=self.instance, **fields)
+        answer = await self.session.PullCommands(request, metadata=self.metadata)
+        self.epoch = answer.epoch
+        return answer
+
+    async def one(self, **fields: Any) -> pb.CommandDelivery:
+        """The one command that there is."""
+        (delivery,) = (await self.pull(**fields)).commands
+        return delivery
+
+    async def update(
+        self, of: pb.CommandDelivery | pb.CancelCommand, **update: Any
+    ) -> pb.ReportCommandResponse:
+        """Says what became of a command."""
+        self.sequence += 1
+        request = pb.ReportCommandRequest(
+            epoch=self.epoch,
+            spool_id=self.instance,
+            sequence=self.sequence,
+            update=pb.CommandUpdate(command_id=of.command_id, attempt=of.attempt, **update),
+        )
+        return await self.session.ReportCommand(request, metadata=self.metadata)
+
+    async def finish(
+        self, of: pb.CommandDelivery | pb.CancelCommand, state: str = "SUCCEEDED"
+    ) -> pb.ReportCommandResponse:
+        """Says how a command ended."""
+        ended = command_pb2.CommandState.Value(f"COMMAND_STATE_{state}")
+        return await self.update(of, finished=pb.CommandFinished(state=ended))
+
+
+async def issued(federation: Federation, **fields: Any) -> str:
+    answer = await federation.command.IssueCommand(
+        command_service_pb2.IssueCommandRequest(
+            command=CommandSpec(neuron_id="n", type="run", **fields)
+        ),
+        metadata=federation.admin,
+    )
+    return answer.command.command_id
+
+
+async def state(federation: Federation, command_id: str) -> str:
+    found = (await command(federation, command_id)).state
+    return State.Name(found).removeprefix("COMMAND_STATE_")
+
+
+def span(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
+
+
+async def test_a_pulled_command_goes_its_whole_way(federation: Federation) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    command_id = await issued(federation)
+    delivery = await puller.one()
+    assert (delivery.command_id, delivery.attempt) == (command_id, 1)
+    await puller.update(delivery, accepted=pb.CommandAccepted())
+    await puller.update(delivery, progressed=pb.CommandProgressed(fraction=0.5))
+    assert await state(federation, command_id) == "RUNNING"
+    assert (await puller.finish(delivery)).ack_sequence == 3
+    assert await state(federation, command_id) == "SUCCEEDED"
+    assert list((await puller.pull()).commands) == []
+
+
+async def test_a_repeated_report_has_its_effect_once(federation: Federation) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    command_id = await issued(federation)
+    delivery = await puller.one()
+    await puller.finish(delivery)
+    puller.sequence = 0
+    assert (await puller.finish(delivery, "CANCELLED")).ack_sequence == 1
+    assert await state(federation, command_id) == "SUCCEEDED"
+
+
+async def test_no_more_is_pulled_than_the_neuron_and_the_caller_want(
+    federation: Federation,
+) -> None:
+    token = await federation.register("n", max_concurrent_commands=3)
+    puller = Puller(federation, token)
+    for _ in range(5):
+        await issued(federation)
+    first = (await puller.pull(max_commands=2)).commands
+    assert len(first) == 2
+    held = [pb.RunningCommand(command_id=each.command_id, attempt=1) for each in first]
+    assert len((await puller.pull(running_commands=held)).commands) == 1
+
+
+async def test_what_an_answer_lost_is_sent_again_and_what_the_process_has_is_not(
+    federation: Federation,
+) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    await issued(federation)
+    lost = await puller.one()  # and never seen
+    again = await puller.one()
+    assert (again.command_id, again.attempt) == (lost.command_id, 1)
+    named = [pb.RunningCommand(command_id=again.command_id, attempt=1)]
+    assert list((await puller.pull(running_commands=named)).commands) == []
+
+
+async def test_what_must_not_run_twice_and_was_lost_on_the_way_is_never_sent_again(
+    federation: Federation,
+) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    command_id = await issued(federation, execution=ONCE)
+    await puller.one()  # and never seen
+    assert list((await puller.pull()).commands) == []
+    assert await state(federation, command_id) == "OUTCOME_UNKNOWN"
+
+
+async def test_of_two_processes_the_newer_holds_the_session_and_the_older_changes_nothing(
+    federation: Federation,
+) -> None:
+    token = await federation.register("n")
+    older, newer = Puller(federation, token, "old"), Puller(federation, token, "new")
+    command_id = await issued(federation)
+    delivery = await older.one()
+    again = await newer.one()
+    assert (again.command_id, again.attempt) == (command_id, 1)
+    assert newer.epoch == older.epoch + 1
+    code, reason, _ = await refusal(older.finish(delivery))
+    assert (code, reason) == (grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED")
+    assert await state(federation, command_id) == "SENT"
+    await newer.finish(again)
+    assert await state(federation, command_id) == "SUCCEEDED"
+
+
+async def test_a_pull_supersedes_a_stream_and_a_stream_a_pull(federation: Federation) -> None:
+    token = await federation.register("n")
+    stream = BareNeuron(federation, token)
+    await stream.hello()
+    command_id = await issued(federation)
+    await stream.command()
+    puller = Puller(federation, token)
+    delivery = await puller.one()
+    assert delivery.command_id == command_id
+    code, _ = await stream.end()
+    assert code is grpc.StatusCode.ABORTED
+    back = BareNeuron(federation, token)
+    await back.hello()
+    _, reason, _ = await refusal(puller.finish(delivery))
+    assert reason == "SESSION_SUPERSEDED"
+    assert (await back.command()).command_id == command_id
+    back.call.cancel()
+
+
+async def test_what_a_process_holds_fails_with_its_lease_and_is_tried_again(
+    federation: Federation,
+) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    tried = await issued(federation, max_attempts=2, retry_backoff=span(0.01))
+    once = await issued(federation, execution=ONCE)
+    both = (await puller.pull(lease_duration=span(1))).commands
+    assert {each.command_id for each in both} == {tried, once}
+    waiting = await reached(federation, tried, State.COMMAND_STATE_QUEUED)
+    assert waiting.error.code == "LEASE_EXPIRED"
+    ended = await reached(federation, once, *FINAL)
+    assert ended.state == State.COMMAND_STATE_OUTCOME_UNKNOWN
+    assert (await puller.one()).attempt == 2
+
+
+async def test_each_pull_and_each_report_renews_the_lease(federation: Federation) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    await issued(federation)
+    answer = await puller.pull(lease_duration=span(600))
+    (delivery,) = answer.commands
+    report = await puller.update(delivery, accepted=pb.CommandAccepted())
+    again = await puller.pull(lease_duration=span(600))
+    times = [each.lease_expire_time.ToNanoseconds() for each in (answer, report, again)]
+    assert times == sorted(set(times))
+
+
+async def test_a_process_hears_of_a_cancel_when_it_calls(federation: Federation) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    command_id = await issued(federation)
+    delivery = await puller.one()
+    await federation.command.CancelCommand(
+        command_service_pb2.CancelCommandRequest(command_id=command_id, reason="no need"),
+        metadata=federation.admin,
+    )
+    report = await puller.update(delivery, progressed=pb.CommandProgressed(fraction=0.5))
+    (told,) = report.cancel_commands
+    assert (told.command_id, told.attempt, told.reason) == (command_id, 1, "no need")
+    await puller.finish(told, "CANCELLED")
+    assert await state(federation, command_id) == "CANCELLED"
+
+
+async def test_a_batch_reaches_a_neuron_that_pulls(federation: Federation) -> None:
+    token = await federation.register("n")
+    request = command_service_pb2.IssueCommandBatchRequest(
+        filter='neuron_id = "n"', command=CommandSpec(type="run"), max_in_flight=1
+    )
+    await federation.command.IssueCommandBatch(request, metadata=federation.admin)
+    assert (await Puller(federation, token).one()).type == "run"
+
+
+async def test_a_deactivated_neuron_pulls_nothing(federation: Federation) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    await federation.fleet.DeactivateNeuron(
+        fleet_service_pb2.DeactivateNeuronRequest(neuron_id="n"), metadata=federation.admin
+    )
+    _, reason, _ = await refusal(puller.pull())
+    assert reason == "NEURON_DEACTIVATED"
