@@ -39,13 +39,12 @@ class Bench:
 
     def start(self, neuron: Neuron) -> None:
         """Start it, and wait for its session."""
+        neuron_id = neuron.settings().neuron_id
+        known = self.federation.neurons.get(neuron_id)
+        sessions = len(known.hellos) if known else 0
         neuron.start()
         self._started.append(neuron)
-        settings = neuron.settings()
-        known = self.federation.neurons.get(settings.neuron_id)
-        self.federation.wait_connected(
-            settings.neuron_id, sessions=1 + (len(known.hellos) if known else 0)
-        )
+        self.federation.wait_connected(neuron_id, sessions=sessions + 1)
 
     def finishes(self, command_id: str) -> int:
         """How often the neuron has said how a command ended."""
