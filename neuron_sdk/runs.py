@@ -89,13 +89,19 @@ class LoopRun:
     kill = interrupt
 
     def _begin(self) -> None:
+        if self._told:
+            self._settle(CommandOutcome(FinalState.CANCELLED))
+            return
         name = f"command:{self._ctx.command_id}"
         self._task = self._loop.create_task(self._run(), name=name)
-        self._task.add_done_callback(
-            lambda _: self._settle(failed("INTERRUPTED", "it was cut off"))
-        )
+        self._task.add_done_callback(self._cut_off)
+
+    def _cut_off(self, _: object) -> None:
+        """The task has ended, and has not said how: it was cancelled before its first step."""
         if self._told:
-            self._task.cancel()
+            self._settle(CommandOutcome(FinalState.CANCELLED))
+        else:
+            self._settle(failed("INTERRUPTED", "it was cut off"))
 
     def _cancel(self) -> None:
         if self._task is not None:
