@@ -21,7 +21,7 @@ import psutil
 import psycopg
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_status import rpc_status
 
@@ -226,6 +226,22 @@ async def is_online(served: Served, neuron_id: str) -> bool:
 
 async def is_health(served: Served, status: int) -> bool:
     return await health(served) == status
+
+
+async def answers_again(served: Served, postgres: Postgres) -> None:
+    """Waits until the server has noticed that PostgreSQL was away, if it was, and that it is back.
+
+    Until then it refuses admins' calls, perhaps from some later moment on.
+    """
+
+    async def renewed() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'federation-lease'"
+        return bool(await asyncio.to_thread(postgres.ask, query))
+
+    await eventually(renewed, within=20, describe="the server renews its lease")
+    await eventually(
+        lambda: is_health(served, HealthCheckResponse.SERVING), within=20, describe="it serves"
+    )
 
 
 async def refused(call: Awaitable[Any]) -> tuple[grpc.StatusCode, bool]:

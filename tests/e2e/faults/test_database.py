@@ -12,7 +12,16 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from federation.v1 import report_pb2
 from tests.support.calls import shown
-from tests.support.faults import Postgres, is_health, issue, load, refused, report, total
+from tests.support.faults import (
+    Postgres,
+    answers_again,
+    is_health,
+    issue,
+    load,
+    refused,
+    report,
+    total,
+)
 from tests.support.federation import Served, connected, running
 from tests.support.plain_neuron import now
 from tests.support.processes import FederationProcess
@@ -45,9 +54,7 @@ async def test_an_outage_of_postgresql_ends_no_stream_loses_nothing_and_shows_at
             assert under.waiting > 0
         finally:
             await asyncio.to_thread(back)
-        await eventually(
-            lambda: is_health(served, HealthCheckResponse.SERVING), describe="it serves again"
-        )
+        await answers_again(served, doomed)
         under.finish()
         await eventually(lambda: not under.waiting, within=20, describe="all is acknowledged")
         assert total(doomed, name) == under.sent
@@ -75,15 +82,7 @@ async def test_postgresql_killed_under_load_loses_and_doubles_nothing(
         under.finish()
         await eventually(lambda: not under.waiting, within=20, describe="all is acknowledged")
         assert total(doomed, "pgkill") == under.sent
-
-    async def renewed() -> bool:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'federation-lease'"
-        return bool(await asyncio.to_thread(doomed.ask, query))
-
-    await eventually(renewed, describe="the server knows that PostgreSQL was away")
-    await eventually(
-        lambda: is_health(served, HealthCheckResponse.SERVING), describe="it serves again"
-    )
+    await answers_again(served, doomed)
 
 
 async def test_when_a_claim_was_not_answered_what_it_may_have_taken_is_sent_on_the_same_stream(

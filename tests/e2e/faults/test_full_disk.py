@@ -22,7 +22,16 @@ from federation.v1 import command_service_pb2, report_pb2
 from federation_server.store import migrate
 from tests.support.calls import shown
 from tests.support.disk import SmallDisk, mountable, move_tables, move_wal, small_disk
-from tests.support.faults import Postgres, calling, issue, load, refused, serving, total
+from tests.support.faults import (
+    Postgres,
+    answers_again,
+    calling,
+    issue,
+    load,
+    refused,
+    serving,
+    total,
+)
 from tests.support.federation import Served, connected
 from tests.support.plain_neuron import now
 from tests.support.waiting import eventually
@@ -127,6 +136,7 @@ async def test_a_full_disk_under_postgresql_ends_no_stream_and_costs_no_message(
             under.finish()
             await eventually(lambda: not under.waiting, within=20, describe="all is acknowledged")
             await bulky.acked(1)
+            await answers_again(served, postgres)
             assert total(postgres, "full") == under.sent
             assert postgres.ask("SELECT count(*) FROM reported_events") == EVENTS
             states = [await shown(served, each) for each in names]
