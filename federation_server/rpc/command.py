@@ -25,7 +25,7 @@ from federation_server.rpc.order import Order, advertised
 from federation_server.store import commands as store
 from federation_server.store import ledger
 from federation_server.store.command_list import ORDERS, list_commands
-from federation_server.store.database import current_time, driver
+from federation_server.store.database import driver
 from federation_server.store.ledger import is_command_id
 from federation_server.store.situation import situation
 
@@ -211,11 +211,12 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
                 raise errors.neuron_deactivated(neuron_id)
             how = advertised(target.command_types, order.type)
             order.check_data(neuron_id, how)
-            now = await current_time(connection)
-            order.check_times(now)
-            new = order.command(neuron_id, how, issuer=admin.name, request_id=request_id, now=now)
+            order.check_times(target.now)
+            new = order.command(
+                neuron_id, how, issuer=admin.name, request_id=request_id, now=target.now
+            )
             if dry_run:
-                return store.preview(new, now)
+                return store.preview(new, target.now)
             record = await store.insert_command(connection, new)
             if record is None:  # the same request came at the same time, and was first
                 known = await store.find_request(connection, admin.name, request_id)

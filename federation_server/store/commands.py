@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, insert, select
+from sqlalchemy import and_, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -125,6 +125,8 @@ class Target:
     command_types: Sequence[JsonObject]
     server_id: str | None
     """The server that holds its stream, if one does."""
+    now: datetime
+    """The transaction's time, by PostgreSQL's clock."""
 
 
 async def target(connection: AsyncConnection, neuron_id: str) -> Target | None:
@@ -136,6 +138,7 @@ async def target(connection: AsyncConnection, neuron_id: str) -> Target | None:
                 neurons.c.command_types,
                 neuron_states.c.session_open,
                 neuron_states.c.server_id,
+                func.now().label("now"),
             )
             .join(neuron_states, neuron_states.c.neuron_id == neurons.c.neuron_id)
             .where(neurons.c.neuron_id == neuron_id)
@@ -144,7 +147,8 @@ async def target(connection: AsyncConnection, neuron_id: str) -> Target | None:
     ).one_or_none()
     if row is None:
         return None
-    return Target(row.lifecycle, row.command_types, row.server_id if row.session_open else None)
+    server_id = row.server_id if row.session_open else None
+    return Target(row.lifecycle, row.command_types, server_id, row.now)
 
 
 async def find_request(
@@ -168,33 +172,39 @@ async def insert_command(connection: AsyncConnection, new: NewCommand) -> Comman
     """Puts a command into the ledger; None if its issuer has used its request_id before."""
     values: dict[str, Any] = {name: getattr(new, name) for name in NewCommand.__slots__}
     made = (
+        pg_insert(commands)
+        .values(
+            command_id=str(uuid.uuid4()),
+            state=CommandState.QUEUED,
+            create_time=func.now(),
+            **values,
+        )
+        .on_conflict_do_nothing(index_elements=["issuer", "request_id"])
+        .returning(*commands.c)
+        .cte("made")
+    )
+    noted = (
+        insert(command_transitions)
+        .from_select(
+            [column.name for column in command_transitions.c],
+            select(
+                made.c.command_id,
+                made.c.revision,
+                made.c.state,
+                made.c.create_time,
+                made.c.attempt,
+                literal(f"admin:{new.issuer}"),
+                literal(""),
+            ),
+        )
+        .cte("noted")
+    )
+    row = (
         await connection.execute(
-            pg_insert(commands)
-            .values(
-                command_id=str(uuid.uuid4()),
-                state=CommandState.QUEUED,
-                create_time=func.now(),
-                **values,
-            )
-            .on_conflict_do_nothing(index_elements=["issuer", "request_id"])
-            .returning(*RECORD_COLUMNS)
+            select(*(made.c[column.name] for column in RECORD_COLUMNS)).add_cte(noted)
         )
     ).one_or_none()
-    if made is None:
-        return None
-    record = _record(made)
-    await connection.execute(
-        insert(command_transitions).values(
-            command_id=record.command_id,
-            revision=record.revision,
-            state=record.state,
-            transition_time=record.create_time,
-            attempt=0,
-            actor=f"admin:{new.issuer}",
-            reason="",
-        )
-    )
-    return record
+    return None if row is None else _record(row)
 
 
 def preview(new: NewCommand, now: datetime) -> CommandRecord:
