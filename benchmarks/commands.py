@@ -230,7 +230,7 @@ def _cell(values: list[float], digits: int = 1) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options beside those of every fleet."""
     parser.add_argument("--jobs", type=int, default=500, help="where they come one by one")
-    parser.add_argument("--load-jobs", type=int, default=5000, help="where many come at once")
+    parser.add_argument("--load-jobs", type=int, default=3000, help="where many come at once")
     parser.add_argument("--in-flight", type=int, default=128, help="ExecuteCommand calls at a time")
     parser.add_argument(
         "--only",
