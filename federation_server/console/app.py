@@ -17,7 +17,8 @@ from federation_server.console.leaf import OptionsAnywhere
 NOUNS = {
     "overview": ("overview", "The whole fleet in a few numbers."),
     "neurons": ("neurons", "See and steer neurons: list, show, watch, update, delete, …"),
-    "command": ("commands", "Order neurons about: exec, follow, cancel, retry, …"),
+    "command": ("commands", "Order neurons about: exec, batch, cancel, retry, …"),
+    "batches": ("batches", "Orders to many neurons: list, show, follow, cancel."),
     "metrics": ("metrics", "What neurons measured, over time."),
     "events": ("events", "What neurons noted, newest first."),
     "token": ("tokens", "Enrollment tokens: create, list, revoke."),

@@ -116,6 +116,7 @@ def show(out: Output, command: Command) -> None:
             *order(command),
             ("issued", joined(both(command.create_time), command.issuer)),
             ("retry of", command.retry_of_command_id),
+            ("batch", command.batch_id),
             ("attempt", f"{command.attempt} of {command.max_attempts}" if several else ""),
             ("next attempt", _when(command, "next_attempt_time")),
             ("progress", progress(command)),
@@ -148,10 +149,10 @@ def explain(out: Output, command: Command, facts: Sequence[CommandFact]) -> None
         when = both(fact.time) if fact.HasField("time") else ""
         mark = plain(f"{number:>3}. ")
         if out.tty:
-            out.entry(mark, _cut(fact.message))
+            out.entry(mark, cut(fact.message))
             out.entry(plain(" " * 5), when) if when else None
         else:
-            out.entry(mark, joined(_cut(fact.message), when))
+            out.entry(mark, joined(cut(fact.message), when))
 
 
 def line(out: Output, transition: CommandTransition, command: Command, *, indent: int = 0) -> None:
@@ -159,7 +160,7 @@ def line(out: Output, transition: CommandTransition, command: Command, *, indent
     sent = transition.state == CommandState.COMMAND_STATE_SENT and command.max_attempts > 1
     body = joined(
         f"attempt {transition.attempt} of {command.max_attempts}" if sent else "",
-        _cut(transition.reason),
+        cut(transition.reason),
         _actor(transition.actor, command),
     )
     name = enum(CommandState, transition.state)
@@ -171,6 +172,12 @@ def head(at: str, name: str, *, indent: int = 0) -> Text:
     text = Text(" " * indent + at + "  ")
     text.append_text(word(name))
     return text.append_text(plain(" " * (_STATE_WIDTH - len(name)) + "  "))
+
+
+def cut(reason: str) -> str:
+    """A reason's first line, if it is short enough."""
+    first, *more = clean_lines(reason).strip().split("\n", 1)
+    return f"{first[: LONGEST_REASON - 1]}…" if more or len(first) > LONGEST_REASON else first
 
 
 def end(out: Output, command: Command) -> None:
@@ -217,9 +224,3 @@ def _actor(actor: str, command: Command) -> str:
     if kind == "server":
         return f"server {name[:8]}"
     return "" if actor == f"neuron:{command.neuron_id}" else actor
-
-
-def _cut(reason: str) -> str:
-    """A reason's first line, if it is short enough."""
-    first, *more = clean_lines(reason).strip().split("\n", 1)
-    return f"{first[: LONGEST_REASON - 1]}…" if more or len(first) > LONGEST_REASON else first

@@ -8,7 +8,7 @@ import typer
 
 from federation.v1 import command_service_pb2 as pb
 from federation.v1.command_pb2 import Command, CommandState
-from federation_server.console import command_view, following
+from federation_server.console import batch_order, command_view, following
 from federation_server.console.failure import EXIT_INTERRUPTED
 from federation_server.console.leaf import Session, leaf, noun, report
 from federation_server.console.order import (
@@ -75,6 +75,49 @@ def execute(
         return following.execute(session, request)
     except CallFailure as failure:
         raise perhaps_issued(failure, request_id) from None
+
+
+@leaf(
+    app,
+    "batch",
+    example="command batch run_task limit=10 --filter 'type = \"scraper\"' --max-in-flight 5",
+)
+def batch(
+    session: Session,
+    command_type: Type,
+    parameters: Parameters = None,
+    *,
+    filter_text: Annotated[
+        str,
+        typer.Option("--filter", help="Which neurons; see `neurons list --help`. Needed."),
+    ],
+    max_in_flight: Annotated[
+        int,
+        typer.Option(
+            min=0, max=10_000, help="How many neurons may be at it at a time.", show_default="all"
+        ),
+    ] = 0,
+    terms: Terms,
+    request_id: RequestId = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show whom it would reach and order nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    follow: Annotated[bool, typer.Option(help="Follow it to the end of the last command.")] = True,
+) -> int:
+    """Orders the same of every neuron that matches a filter, and follows it to its end.
+
+    Shows first whom it would reach, and asks; without a terminal it needs --yes. Exit code 0 if
+    every command SUCCEEDED, else 1. Ctrl-C leaves the batch running.
+    """
+    request = pb.IssueCommandBatchRequest(
+        filter=filter_text,
+        command=terms.spec(command_type, parameters),
+        max_in_flight=max_in_flight,
+        request_id=fresh(request_id),
+        dry_run=dry_run,
+    )
+    return batch_order.issue(session, request, confirmed=yes, follow=follow)
 
 
 @leaf(app, "follow", example="command follow 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")
@@ -162,8 +205,8 @@ def list_commands(
         str,
         typer.Option(
             "--filter",
-            help="Which commands, by command_id, neuron_id, type, state, priority, issuer, attempt,"
-            " create_time, start_time, end_time.",
+            help="Which commands, by command_id, batch_id, neuron_id, type, state, priority,"
+            " issuer, attempt, create_time, start_time, end_time.",
         ),
     ] = "",
     order_by: Annotated[

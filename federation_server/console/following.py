@@ -1,4 +1,4 @@
-"""Follows a command to its end, over as many streams as it takes.
+"""Follows a command to its end.
 
 A stream that breaks is followed by another one that goes on after the last revision that was
 heard: nothing is missed, and nothing is told twice. While a command stands still the federation is
@@ -7,29 +7,17 @@ asked why, so that whoever waits knows what for.
 
 from __future__ import annotations
 
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
+from collections.abc import Iterator
 
 from federation.v1 import command_service_pb2 as pb
 from federation.v1.command_pb2 import Command, CommandState
 from federation_server.console.command_progress import View, view_of
 from federation_server.console.command_view import FINAL
-from federation_server.console.failure import EXIT_FAILED, EXIT_INTERRUPTED, Failure
+from federation_server.console.failure import EXIT_FAILED, EXIT_INTERRUPTED
 from federation_server.console.leaf import Session
 from federation_server.console.order import find_out
 from federation_server.console.problem import CallFailure
-
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
-PATIENCE_S = 300.0
-"""How long a federation may be away before we stop to ask; the command goes on without us."""
-
-FIRST_SILENCE_S = 2.0
-LONGEST_SILENCE_S = 30.0
-"""How long a command may stand still before we ask why, and ask again."""
+from federation_server.console.streams import Listener
 
 STANDS_STILL = frozenset(
     {
@@ -96,13 +84,13 @@ def _follow(
             story.tell(view)
         except KeyboardInterrupt:
             view.close()
-            if not story.last.command_id:
+            if not story.known:
                 raise _Unheard from None
             _leave(session, story.command_id)
             return EXIT_INTERRUPTED
         except CallFailure as failure:
             view.close()
-            if failure.passing and story.last.command_id:
+            if failure.passing and story.known:
                 _leave(session, story.command_id)
             raise
         view.close()
@@ -132,11 +120,17 @@ class _Story:
         self._session = session
         self._request = request
         self._named = command_id
+        self._view: View | None = None
 
     @property
     def command_id(self) -> str:
         """Empty as long as the command is not ordered."""
         return self.last.command_id or self._named
+
+    @property
+    def known(self) -> bool:
+        """The federation has said something of it."""
+        return bool(self.last.command_id)
 
     @property
     def over(self) -> bool:
@@ -149,32 +143,16 @@ class _Story:
         Raises:
             CallFailure: it was refused, or the federation stayed away.
         """
-        heard = time.monotonic()
-        pause = FIRST_PAUSE_S
-        told = False
-        while not self.over:
-            try:
-                for command in _heard(self._stream, lambda: self._wonder(view)):
-                    heard, pause, told = time.monotonic(), FIRST_PAUSE_S, False
-                    if command.revision > self.last.revision or not self.last.command_id:
-                        self.last = command
-                        view.show(command)
-            except CallFailure as failure:
-                away = time.monotonic() - heard
-                if not self.last.command_id or not failure.passing or away > PATIENCE_S:
-                    raise
-                if not told:
-                    told = True
-                    self._session.out.note(f"federation: {failure.lines[0]}; asking again")
-                pause = max(pause, failure.retry_after)
-            if not self.over:
-                time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads callers
-                pause = min(pause * 2, LONGEST_PAUSE_S)
+        self._view = view
+        for command in Listener(self._session.out, self).messages():
+            if command.revision > self.last.revision or not self.known:
+                self.last = command
+                view.show(command)
 
-    def _stream(self) -> Iterator[Command]:
+    def open(self) -> Iterator[Command]:
         """The command as it is, and after each change, until the stream ends or breaks."""
         federation = self._session.federation
-        if self._request is not None and not self.last.command_id:
+        if self._request is not None and not self.known:
             for executed in federation.follow(federation.commands.ExecuteCommand, self._request):
                 yield executed.command
             return
@@ -184,9 +162,10 @@ class _Story:
         for watched in federation.follow(federation.commands.WatchCommand, request):
             yield watched.command
 
-    def _wonder(self, view: View) -> None:
+    def wonder(self) -> None:
         """Asks why the command stands still, if it does."""
-        if not view.wonders or self.last.state not in STANDS_STILL:
+        view = self._view
+        if view is None or not view.wonders or self.last.state not in STANDS_STILL:
             return
         federation = self._session.federation
         request = pb.ExplainCommandRequest(command_id=self.command_id)
@@ -196,40 +175,3 @@ class _Story:
             return  # the stream will tell what is the matter, or go on
         if answer.facts and answer.command.revision == self.last.revision:
             view.explain(answer.facts[0])
-
-
-def _heard(
-    stream: Callable[[], Iterator[Command]], on_silence: Callable[[], None]
-) -> Iterator[Command]:
-    """A stream's messages; what is to be done while nothing comes is done in between.
-
-    Raises:
-        CallFailure: the stream broke.
-    """
-    queue: SimpleQueue[Command | Failure | None] = SimpleQueue()
-
-    def listen() -> None:
-        try:
-            for message in stream():
-                queue.put(message)
-        except Failure as failure:
-            queue.put(failure)
-        else:
-            queue.put(None)
-
-    # Nobody waits for it: it ends with the channel.
-    threading.Thread(target=listen, name="stream", daemon=True).start()
-    silence = FIRST_SILENCE_S
-    while True:
-        try:
-            message = queue.get(timeout=silence)
-        except Empty:
-            silence = min(silence * 2, LONGEST_SILENCE_S)
-            on_silence()
-            continue
-        if message is None:
-            return
-        if isinstance(message, Failure):
-            raise message
-        silence = FIRST_SILENCE_S
-        yield message

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
+from typer.testing import CliRunner, Result
 
 from federation.v1 import command_service_pb2 as commands
-from federation.v1.command_pb2 import Command
+from federation.v1.command_pb2 import Command, CommandBatch
 from federation.v1.neuron_pb2 import Neuron
+from federation_server import cli
 from tests.support.scripted_federation import ScriptedFederation, scripted_federation
 
 _REVISIONS = count(1)
@@ -28,6 +30,14 @@ def federation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scri
         monkeypatch.setenv("FEDERATION_ADMIN_KEY", KEY)
         monkeypatch.setenv("FEDERATION_DATA_DIR", str(tmp_path))
         yield scripted
+
+
+def run(*arguments: str) -> Result:
+    """Runs a command in this process; stdout is no terminal."""
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert KEY not in result.output
+    return result
 
 
 def neuron(neuron_id: str, **fields: Any) -> Neuron:
@@ -71,3 +81,29 @@ def executed(state: str, *transitions: str, **fields: Any) -> commands.ExecuteCo
 
 def watched(state: str, *transitions: str, **fields: Any) -> commands.WatchCommandResponse:
     return commands.WatchCommandResponse(command=command(state, *transitions, **fields))
+
+
+def batch(matched: int, *, skipped: int = 0, **fields: Any) -> CommandBatch:
+    """A batch; upper-case fields are how many of its commands are in that state."""
+    counts = [
+        {"state": f"COMMAND_STATE_{name}", "count": count}
+        for name, count in fields.items()
+        if name.isupper()
+    ]
+    rest = {name: value for name, value in fields.items() if not name.isupper()}
+    return ParseDict(
+        {
+            "batch_id": "b-1",
+            "type": "run_task",
+            "filter": "type = x",
+            "matched_count": matched,
+            "skipped_count": skipped,
+            "counts": counts,
+            **rest,
+        },
+        CommandBatch(),
+    )
+
+
+def watched_batch(*batches: CommandBatch) -> list[commands.WatchCommandBatchResponse]:
+    return [commands.WatchCommandBatchResponse(batch=each) for each in batches]

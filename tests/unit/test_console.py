@@ -19,15 +19,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from typer.testing import CliRunner, Result
 
 from federation.v1 import access_service_pb2 as access
 from federation.v1 import analytics_service_pb2 as analytics
 from federation.v1 import command_service_pb2 as commands
 from federation.v1 import fleet_service_pb2 as fleet
 from federation.v1.command_pb2 import Execution
-from federation_server import cli
-from tests.support.console import KEY, command, executed, federation, neuron, watched
+from tests.support.console import KEY, command, executed, federation, neuron, run, watched
 from tests.support.scripted_federation import Refusal, ScriptedFederation
 
 __all__ = ["federation"]  # a fixture
@@ -48,8 +46,13 @@ LEAVES = [
     "command cancel",
     "command retry",
     "command explain",
+    "command batch",
     "command list",
     "command show",
+    "batches list",
+    "batches show",
+    "batches follow",
+    "batches cancel",
     "metrics show",
     "metrics names",
     "events",
@@ -57,14 +60,6 @@ LEAVES = [
     "token list",
     "token revoke",
 ]
-
-
-def run(*arguments: str) -> Result:
-    """Runs a command in this process; stdout is no terminal."""
-    result = CliRunner().invoke(cli.app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert KEY not in result.output
-    return result
 
 
 # --- help and options
@@ -89,7 +84,7 @@ def test_the_roots_help_names_every_noun_and_loads_none() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for noun in ("overview", "neurons", "command", "metrics", "events", "token"):
+    for noun in ("overview", "neurons", "command", "batches", "metrics", "events", "token"):
         assert re.search(rf"\b{noun}\b", done.stdout)
 
 
@@ -533,7 +528,7 @@ def test_a_retry_says_which_attempt_failed_why_and_when_the_next_one_follows(
 def test_a_command_that_stands_still_is_explained_once(
     federation: ScriptedFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("federation_server.console.following.FIRST_SILENCE_S", 0.02)
+    monkeypatch.setattr("federation_server.console.streams.FIRST_SILENCE_S", 0.02)
     queued = watched("QUEUED", "QUEUED")
     asked = threading.Event()
 

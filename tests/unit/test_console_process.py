@@ -15,8 +15,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from federation.v1 import command_service_pb2 as commands
 from federation.v1 import fleet_service_pb2 as fleet
-from tests.support.console import executed, federation, neuron
+from tests.support.console import batch, executed, federation, neuron, watched_batch
 from tests.support.scripted_federation import ScriptedFederation, scripted_federation
 from tests.support.waiting import eventually_sync
 
@@ -25,8 +26,8 @@ __all__ = ["federation"]  # a fixture
 PROGRAM = [sys.executable, "-m", "federation_server.cli"]
 
 
-def on_terminal(*arguments: str, **environment: str) -> str:
-    """What a command shows on a terminal of 80 columns."""
+def on_terminal(*arguments: str, typed: str = "", **environment: str) -> str:
+    """What a command shows on a terminal of 80 columns where somebody has typed something."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
         [*PROGRAM, *arguments],
@@ -36,6 +37,7 @@ def on_terminal(*arguments: str, **environment: str) -> str:
         env={**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm", **environment},
     )
     os.close(theirs)
+    os.write(ours, typed.encode())
     seen = b""
     try:
         while chunk := os.read(ours, 65536):
@@ -141,6 +143,49 @@ def test_a_command_that_is_followed_on_a_terminal_has_a_bar_that_fits_and_goes_a
     assert any("50%" in bar and "attempt 2 of 3 · a message" in bar for bar in bars)
     assert max(len(bar) for bar in bars) <= 80
     assert "━" not in parts[-1]
+
+
+@pytest.mark.parametrize("agreed", ["y", "n"])
+def test_a_batch_is_ordered_on_a_terminal_if_whoever_sits_there_agrees(
+    federation: ScriptedFederation, agreed: str
+) -> None:
+    found = commands.IssueCommandBatchResponse(batch=batch(3), neuron_ids=["n-1", "n-2", "n-3"])
+    found.batch.batch_id = ""
+    ordered = commands.IssueCommandBatchResponse(batch=batch(3, QUEUED=3))
+    federation.answers["IssueCommandBatch"] = lambda request, context: (
+        found if request.dry_run else ordered
+    )
+    federation.answers["WatchCommandBatch"] = watched_batch(
+        batch(3, RUNNING=2, SUCCEEDED=1), batch(3, SUCCEEDED=3, end_time="2026-11-21T12:00:00Z")
+    )
+    order = ["command", "batch", "run_task", "--filter", "type = x"]
+    seen = on_terminal(*order, typed=f"{agreed}\n")
+    assert "n-1, n-2, n-3" in seen
+    assert "Order it for 3 neurons? [y/N]" in seen
+    if agreed == "n":
+        assert "nothing is ordered" in seen
+        assert len(federation.requests["IssueCommandBatch"]) == 1
+        return
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen)
+    assert "1/3" in text
+    assert "2 RUNNING, 1 SUCCEEDED" in text
+    assert text.rstrip().endswith("b-1  3 commands: 3 SUCCEEDED")
+
+
+def test_ctrl_c_leaves_the_batch_running_and_says_so(
+    federation: ScriptedFederation, held: Callable[[], None]
+) -> None:
+    federation.answers["WatchCommandBatch"] = [*watched_batch(batch(3, RUNNING=3)), held]
+    with started("batches", "follow", "b-1") as child:
+        assert "3 RUNNING" in line_of(child)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert errors.splitlines() == [
+        "the batch goes on",
+        "  follow it:  federation batches follow b-1",
+        "  cancel it:  federation batches cancel b-1",
+    ]
 
 
 def test_ctrl_c_ends_a_watch_quietly(federation: ScriptedFederation) -> None:
