@@ -9,7 +9,7 @@ from neuron_sdk.context import CommandContext, Report
 from neuron_sdk.delivery import Delivery
 from neuron_sdk.logs import get_logger
 from neuron_sdk.outcome import CommandOutcome, rejected
-from neuron_sdk.schema import InvalidData
+from neuron_sdk.problems import InvalidData
 
 _log = get_logger("neuron_sdk.command")
 
@@ -23,8 +23,7 @@ def read(delivery: Delivery, command: Command | None) -> dict[str, Any] | Comman
     try:
         return command.parameters.convert(delivery.data)
     except InvalidData as error:
-        details = {"field": error.field} if error.field else None
-        return rejected("INVALID_DATA", str(error), details)
+        return rejected("INVALID_DATA", str(error), {"violations": error.problems})
     except Exception as error:  # noqa: BLE001 - a user's type may raise anything while it is built
         return rejected("INVALID_DATA", f"{type(error).__qualname__}: {error}")
 

@@ -1,38 +1,31 @@
 """A handler's signature as data: the JSON Schema that is advertised, and the conversion by it.
 
 msgspec does both from one type, so that they cannot disagree. It knows the standard types,
-dataclasses, TypedDict, msgspec.Struct, enums and unions; pydantic's models are added here, if
-the service uses pydantic. Everything that is wrong with a signature raises HandlerError.
+dataclasses, TypedDict, msgspec.Struct, enums and unions; what is pydantic's is pydantic's to
+describe and to convert (foreign.py). Everything that is wrong with a signature raises HandlerError.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from neuron_sdk.context import CommandContext
 from neuron_sdk.errors import HandlerError
+from neuron_sdk.foreign import Adapter, decode_foreign, describe_foreign, has_meta, is_foreign
 from neuron_sdk.payload import JsonObject, NotJson, TooLarge, plain
+from neuron_sdk.problems import BAD_KEY, InvalidData, Problem, from_msgspec, from_pydantic
 
 _MAX_SCHEMA_BYTES = 64 * 2**10
 _MAX_SCHEMA_DEPTH = 32
 
 Handler = Callable[..., Any]
-
-
-class InvalidData(ValueError):
-    """A command's data does not fit its handler; `field` names the part, "" for the whole."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}" if field else problem)
-        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +36,8 @@ class Parameters:
     """The parameter that gets the CommandContext; None if the handler takes none."""
     shape: type[msgspec.Struct]
     data_schema: JsonObject
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """The parameters that are pydantic's."""
 
     def convert(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for the handler, without its context.
@@ -51,13 +46,72 @@ class Parameters:
             InvalidData: a field is missing, unknown, or of another type.
         """
         try:
-            values = msgspec.convert(dict(data), self.shape, dec_hook=_decode_foreign)
+            values = msgspec.convert(dict(data), self.shape, str_keys=True, dec_hook=decode_foreign)
         except msgspec.ValidationError as error:
-            raise _readable(error) from None
+            raise InvalidData(self._problems(data) or [from_msgspec(error)]) from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise InvalidData("", str(error)) from None
+            raise InvalidData([Problem("", str(error))]) from None
         named = ((name, getattr(values, name)) for name in self.shape.__struct_fields__)
-        return {name: value for name, value in named if value is not msgspec.UNSET}
+        answer = {name: value for name, value in named if value is not msgspec.UNSET}
+        problems = []
+        for name in answer.keys() & self.adapters.keys():
+            try:
+                answer[name] = self.adapters[name].convert(answer[name])
+            except ValueError as error:
+                problems.extend(from_pydantic(error, name))
+        if problems:
+            raise InvalidData(problems)
+        return answer
+
+    def _problems(self, data: Mapping[str, Any]) -> list[Problem]:
+        """Every bad parameter; msgspec itself tells of the first bad field of all."""
+        problems = []
+        known = {each.name: each for each in msgspec.structs.fields(self.shape)}
+        problems += [Problem(name, "is not a parameter") for name in data.keys() - known.keys()]
+        for name, each in known.items():
+            if name not in data:
+                if each.required:
+                    problems.append(Problem(name, "is required"))
+            elif name in self.adapters:
+                try:
+                    self.adapters[name].convert(data[name])
+                except ValueError as error:
+                    problems.extend(from_pydantic(error, name))
+            else:
+                problems.extend(_problems_of(name, each.type, data[name]))
+        return sorted(problems, key=lambda problem: problem.field)
+
+
+def _problems_of(name: str, hint: Any, value: Any) -> list[Problem]:
+    """What is wrong with one parameter; item by item where it is an object or a list."""
+    shape = msgspec.defstruct("Parameter", [(name, hint)])
+
+    def problem(value: Any) -> Problem | None:
+        try:
+            msgspec.convert({name: value}, shape, str_keys=True, dec_hook=decode_foreign)
+        except msgspec.ValidationError as error:
+            return from_msgspec(error)
+        except (ValueError, TypeError, RecursionError) as error:
+            return Problem(name, str(error))
+        return None
+
+    first = problem(value)
+    if first is None:
+        return []
+    # msgspec names no key of an object: each entry is looked at alone.
+    unnamed = f"{name}[...]"
+    keyless = first.field.startswith(unnamed) or first.description.startswith(BAD_KEY)
+    if not isinstance(value, dict) or not keyless:
+        return [first]
+    alone = ((key, problem({key: item})) for key, item in value.items())
+    found = [
+        Problem(
+            f"{name}.{key}{each.field.removeprefix(unnamed).removeprefix(name)}", each.description
+        )
+        for key, each in alone
+        if each is not None
+    ]
+    return found or [first]
 
 
 def read_signature(handler: Handler) -> Parameters:
@@ -79,6 +133,7 @@ def read_signature(handler: Handler) -> Parameters:
         raise HandlerError(f"{where}: its signature cannot be read: {error}") from None
 
     context_name: str | None = None
+    adapters: dict[str, Adapter] = {}
     fields: list[tuple[str, Any, Any]] = []
     defaults: dict[str, Any] = {}
     for index, (name, parameter) in enumerate(signature.parameters.items()):
@@ -97,13 +152,34 @@ def read_signature(handler: Handler) -> Parameters:
                 f"{where}: parameter {name!r} has no annotation: say its type, for example "
                 f"`{name}: str`, so that the command's data can be described and checked"
             )
+        if is_foreign(hint):
+            adapters[name] = _adapt(name, hint, where)
+            hint = Any  # msgspec leaves it as it is
         if parameter.default is inspect.Parameter.empty:
             fields.append((name, hint, msgspec.NODEFAULT))
         else:
             fields.append((name, typing.Union[hint, msgspec.UnsetType], msgspec.UNSET))  # noqa: UP007
             defaults[name] = parameter.default
     shape = _make_shape(handler, fields, where)
-    return Parameters(context_name, shape, _make_schema(shape, defaults, where))
+    schema = _make_schema(shape, adapters, defaults, where)
+    return Parameters(context_name, shape, schema, adapters)
+
+
+def _adapt(name: str, hint: Any, where: str) -> Adapter:
+    if has_meta(hint):
+        raise HandlerError(
+            f"{where}: parameter {name!r} has both pydantic's types and msgspec.Meta, which "
+            "pydantic does not read: use pydantic.Field"
+        )
+    try:
+        adapter = Adapter(hint)
+        adapter.schema(name)
+    except Exception as error:  # noqa: BLE001 - pydantic's errors have no base of their own
+        reason = str(error).partition("\n")[0]
+        raise HandlerError(
+            f"{where}: pydantic cannot read the type of parameter {name!r} from JSON: {reason}"
+        ) from None
+    return adapter
 
 
 def _annotated(handler: Handler) -> Any:
@@ -130,7 +206,7 @@ def _make_shape(
             # Alone, so that the message can name the parameter.
             msgspec.json.schema_components(
                 (msgspec.defstruct("Parameter", [(name, hint, default)], kw_only=True),),
-                schema_hook=_describe_foreign,
+                schema_hook=describe_foreign,
             )
         except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
             reason = str(error).partition("\n")[0].rstrip(":")
@@ -153,13 +229,17 @@ def _make_shape(
 
 
 def _make_schema(
-    shape: type[msgspec.Struct], defaults: Mapping[str, Any], where: str
+    shape: type[msgspec.Struct],
+    adapters: Mapping[str, Adapter],
+    defaults: Mapping[str, Any],
+    where: str,
 ) -> JsonObject:
     (reference,), components = msgspec.json.schema_components(
-        (shape,), ref_template="#/$defs/{name}", schema_hook=_describe_foreign
+        (shape,), ref_template="#/$defs/{name}", schema_hook=describe_foreign
     )
     root = components.pop(reference["$ref"].removeprefix("#/$defs/"))
     root.pop("title", None)
+    root["properties"] |= {name: adapter.schema(name) for name, adapter in adapters.items()}
     definitions = dict(components)
     _hoist_definitions([root, *components.values()], definitions)
     for name, default in defaults.items():
@@ -172,6 +252,7 @@ def _make_schema(
             root["properties"][name]["default"] = known
     if definitions:
         root["$defs"] = definitions
+    _drop_foreign_patterns(root)
     try:
         schema: JsonObject = plain(root, max_bytes=_MAX_SCHEMA_BYTES, max_depth=_MAX_SCHEMA_DEPTH)
     except (NotJson, TooLarge) as error:
@@ -194,53 +275,27 @@ def _hoist_definitions(schemas: list[Any], into: dict[str, Any]) -> None:
             waiting.extend(part)
 
 
-def _pydantic_model(kind: Any) -> Any:
-    """`kind` if it is a pydantic model, else None. Never imports pydantic by itself."""
-    pydantic = sys.modules.get("pydantic")
-    if pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-        return kind
-    return None
+# What Python's expressions have and the federation's (RE2's) have not: look-around, atomic groups,
+# conditions, back-references, possessive repeats. Inside a set of characters this finds too much.
+_NOT_RE2 = re.compile(r"\(\?(?:[=!>(#]|<[=!]|P=)|\\[1-9Z]|[*+?}]\+")
+_MAX_PATTERN_LENGTH = 1024
 
 
-def _describe_foreign(kind: type) -> JsonObject:
-    model = _pydantic_model(kind)
-    if model is None:
-        raise TypeError(f"{kind.__qualname__} is not one of the types that are known")
-    schema: JsonObject = model.model_json_schema(ref_template="#/$defs/{model}")
-    return schema
+def _drop_foreign_patterns(schema: JsonObject) -> None:
+    """Leave out patterns that the federation cannot check. The neuron checks them all the same."""
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            pattern = part.get("pattern")
+            if isinstance(pattern, str) and (
+                _NOT_RE2.search(pattern) or len(pattern) > _MAX_PATTERN_LENGTH
+            ):
+                del part["pattern"]
+            values = {key: value for key, value in part.items() if key not in _VALUES}
+            waiting.extend(values.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
 
 
-def _decode_foreign(kind: type, value: Any) -> Any:
-    model = _pydantic_model(kind)
-    if model is None:
-        raise NotImplementedError(f"{kind.__qualname__} is not supported")
-    try:
-        return model.model_validate(value)
-    except ValueError as error:
-        raise ValueError(_first_problem(error)) from None
-
-
-def _first_problem(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if not callable(errors):
-        return str(error)
-    first = errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else str(first["msg"])
-
-
-_AT = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_FIELD = re.compile(r"^Object (?P<what>missing required|contains unknown) field `(?P<name>[^`]*)`$")
-
-
-def _readable(error: msgspec.ValidationError) -> InvalidData:
-    """Msgspec's "Expected `int`, got `str` - at `$.limit`" as "limit: expected int, got str"."""
-    found = _AT.match(str(error))
-    problem = found["problem"] if found else str(error)
-    path = (found["path"] or "").lstrip(".") if found else ""
-    field = _FIELD.match(problem)
-    if field:
-        path = f"{path}.{field['name']}" if path else field["name"]
-        missing = field["what"] == "missing required"
-        return InvalidData(path, "is required" if missing else "is not a parameter")
-    return InvalidData(path, problem[:1].lower() + problem[1:].replace("`", ""))
+_VALUES = frozenset({"const", "default", "enum", "examples"})

@@ -77,7 +77,9 @@ async def test_data_that_does_not_fit_is_rejected_by_field(neuron: Neuron) -> No
     assert outcome.error is not None
     assert outcome.error.code == "INVALID_DATA"
     assert outcome.error.message == "limit: expected int, got str"
-    assert outcome.error.details == {"field": "limit"}
+    assert outcome.error.details == {
+        "violations": [{"field": "limit", "description": "expected int, got str"}]
+    }
 
 
 async def test_an_unknown_command_is_rejected(neuron: Neuron) -> None:

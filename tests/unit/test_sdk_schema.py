@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from neuron_sdk import CommandContext, HandlerError, Neuron
 from neuron_sdk.commands import make_command
-from neuron_sdk.schema import InvalidData, read_signature
+from neuron_sdk.problems import InvalidData
+from neuron_sdk.schema import read_signature
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -130,19 +131,19 @@ def test_a_schema_tells_defaults_and_what_is_required() -> None:
         ({"surprise": 1}, "surprise", "is not a parameter"),
         ({"source": {}}, "source.url", "is required"),
         ({"mode": "x"}, "mode", "invalid enum value"),
-        ({"model": {"inner": {"q": "x"}}}, "model", "inner.q"),
+        ({"model": {"inner": {"q": "x"}}}, "model.inner.q", "valid integer"),
     ],
 )
 def test_bad_data_names_the_field(change: dict[str, Any], field: str, problem: str) -> None:
     with pytest.raises(InvalidData, match=problem.replace("[", r"\[")) as caught:
         read_signature(everything).convert({**GOOD, **change})
-    assert caught.value.field == field
+    assert [problem.field for problem in caught.value.problems] == [field]
 
 
 def test_missing_data_names_the_field() -> None:
     with pytest.raises(InvalidData, match="text: is required") as caught:
         read_signature(everything).convert({})
-    assert caught.value.field == "text"
+    assert {p.field for p in caught.value.problems} == set(GOOD), "each one"
 
 
 def test_a_default_that_json_cannot_say_still_applies() -> None:
