@@ -74,9 +74,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def database() -> Iterator[EmbeddedPostgres]:
     with passable_folder() as folder:
-        # It is stopped here, and must keep what it has committed.
-        settings = FAST_AND_LOOSE | {"synchronous_commit": "on"}
-        with EmbeddedPostgres(folder / "data", settings=settings) as postgres:
+        with EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE) as postgres:
             migrate.upgrade(postgres.url("postgres"))
             yield postgres
 
