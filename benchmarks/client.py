@@ -2,8 +2,8 @@
 clients run in two environments.
 
 It warms up, prints `go`, and then keeps so many jobs under way, each issued when an earlier one's
-result has been seen. The last line is JSON: the milliseconds of each job, from just before it is
-issued to its result, and the seconds of them all.
+result has been seen. The last line is JSON: how many jobs were done, the seconds of them all, and
+the milliseconds of each, from just before it is issued to its result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def closed_loop(job: Job, arguments: argparse.Namespace) -> None:
     print("go", flush=True)
     began = time.perf_counter()
     taken_ms = await _do(job, arguments.jobs, arguments.in_flight)
-    report(taken_ms, time.perf_counter() - began)
+    report(arguments.jobs, time.perf_counter() - began, taken_ms)
 
 
 async def _do(job: Job, jobs: int, in_flight: int) -> list[float]:
@@ -53,6 +53,6 @@ async def _do(job: Job, jobs: int, in_flight: int) -> list[float]:
     return taken_ms
 
 
-def report(taken_ms: Sequence[float], seconds: float) -> None:
+def report(jobs: int, seconds: float, taken_ms: Sequence[float] = ()) -> None:
     """Prints the last line."""
-    print(json.dumps({"ms": taken_ms, "seconds": seconds}), flush=True)
+    print(json.dumps({"jobs": jobs, "seconds": seconds, "ms": list(taken_ms)}), flush=True)

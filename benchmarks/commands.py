@@ -60,6 +60,7 @@ class Run:
     server_ms: float
     """Processor time of server and database for each job, with all else that they did meanwhile."""
     worker_ms: float
+    client_ms: float
     others_percent: float
 
 
@@ -80,21 +81,25 @@ def drive(contender: Contender, *, jobs: int, in_flight: int, options: tuple[str
     assert client.stdout is not None
     if client.stdout.readline().strip() != "go":
         raise RuntimeError(f"{command} ended with {client.wait()} while it warmed up")
-    server_s, worker_s, others = contender.server_cpu_s(), contender.worker_cpu_s(), Others()
+    clocks = (contender.server_cpu_s, contender.worker_cpu_s, _cpu_of([client]))
+    before, others = [clock() for clock in clocks], Others()
     line = client.stdout.readline()
-    server_s, worker_s = contender.server_cpu_s() - server_s, contender.worker_cpu_s() - worker_s
+    used_s = [clock() - began for clock, began in zip(clocks, before, strict=True)]
     others_percent = others.percent()
     if client.wait(60) or not line:
         raise RuntimeError(f"{command} ended with {client.returncode}")
     result = json.loads(line)
+    done = result["jobs"]
+    server_ms, worker_ms, client_ms = (seconds / done * 1000 for seconds in used_s)
     taken_ms = sorted(result["ms"]) or [float("nan")]
     return Run(
         p50_ms=statistics.median(taken_ms),
         p99_ms=taken_ms[min(len(taken_ms) - 1, int(0.99 * len(taken_ms)))],
         max_ms=taken_ms[-1],
-        jobs_per_s=jobs / result["seconds"],
-        server_ms=server_s / jobs * 1000,
-        worker_ms=worker_s / jobs * 1000,
+        jobs_per_s=done / result["seconds"],
+        server_ms=server_ms,
+        worker_ms=worker_ms,
+        client_ms=client_ms,
         others_percent=others_percent,
     )
 
@@ -119,11 +124,15 @@ def federation_round(arguments: argparse.Namespace) -> Round:
                 many = federation_contender(served, arguments.neurons, _cpu_of(running))
                 if interval == fast:
                     yield FLEET, system, drive(one, jobs=arguments.jobs, in_flight=1)
-                yield (
-                    LOAD,
-                    system,
-                    drive(many, jobs=arguments.load_jobs, in_flight=arguments.in_flight),
+                jobs, in_flight = arguments.load_jobs, arguments.in_flight
+                yield LOAD, system, drive(many, jobs=jobs, in_flight=in_flight)
+                batch = federation_contender(
+                    served,
+                    arguments.neurons,
+                    _cpu_of(running),
+                    client="federation_batch_client",
                 )
+                yield LOAD, f"{system}, in batches", drive(batch, jobs=jobs, in_flight=jobs)
                 _, lost = fleet.end(running)
                 if lost:
                     raise RuntimeError(f"{lost} streams were lost")
@@ -200,7 +209,7 @@ def print_table(came_out: dict[tuple[str, str], list[Run]]) -> None:
     """The median of the rounds, and from where to where they went."""
     print(
         "| setting | system | p50 ms | p99 ms | max ms | jobs/s | server CPU, ms a job"
-        " | workers' CPU | others' CPU |\n|---|---|---|---|---|---|---|---|---|"
+        " | workers' | client's | others' CPU |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for setting in (IDLE, FLEET, LOAD):
         for (where, system), runs in came_out.items():
@@ -213,6 +222,7 @@ def print_table(came_out: dict[tuple[str, str], list[Run]]) -> None:
                 _cell([run.jobs_per_s for run in runs], digits=0) if setting == LOAD else "-",
                 _cell([run.server_ms for run in runs]),
                 _cell([run.worker_ms for run in runs]),
+                _cell([run.client_ms for run in runs]),
                 _cell([run.others_percent for run in runs], digits=0) + " %",
             ]
             print(f"| {setting} | {system} | {' | '.join(cells)} |", flush=True)

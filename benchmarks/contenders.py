@@ -54,11 +54,15 @@ def why_no_rest() -> str:
 
 
 def federation_contender(
-    served: Served, neurons: int, worker_cpu_s: Callable[[], float]
+    served: Served,
+    neurons: int,
+    worker_cpu_s: Callable[[], float],
+    *,
+    client: str = "federation_client",
 ) -> Contender:
     """The federation, its jobs spread over so many of the swarm's neurons; 0: over the real one."""
     return Contender(
-        [sys.executable, "-m", "benchmarks.federation_client", served.address, str(neurons)],
+        [sys.executable, "-m", f"benchmarks.{client}", served.address, str(neurons)],
         lambda: served.cpu_s() + served.database_cpu_s(),
         worker_cpu_s,
         {"ADMIN_API_KEY": served.admin_key},

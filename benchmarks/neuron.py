@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neuron_sdk import CommandContext, Neuron
 
-neuron = Neuron("bench", type="bench")
+neuron = Neuron("bench", type="real")
 
 
 @neuron.command("bench")

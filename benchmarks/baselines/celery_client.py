@@ -47,7 +47,7 @@ def main() -> None:
         taken_ms = one_by_one(arguments.jobs)
     else:
         all_at_once(arguments.jobs)
-    client.report(taken_ms, time.perf_counter() - began)
+    client.report(arguments.jobs, time.perf_counter() - began, taken_ms)
 
 
 if __name__ == "__main__":
