@@ -26,7 +26,7 @@ from neuron_sdk.isolation import ProcessRun
 from neuron_sdk.lanes import Lane
 from neuron_sdk.logs import get_logger
 from neuron_sdk.offload import offload
-from neuron_sdk.outcome import CommandOutcome
+from neuron_sdk.outcome import CommandOutcome, failed
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.runs import LoopRun, Run, ThreadRun
 from neuron_sdk.spool_store import Attempt, Verdict
@@ -255,8 +255,12 @@ class Executor:
             ctx = make_context(entry.delivery, relay.tell)
             began = time.monotonic()
             _log.info("command started", action="command.started", **log_fields(entry.delivery))
-            run = self._begin(entry, ctx)
-            outcome = await watch(run, entry.delivery.run_timeout, entry.stop)
+            try:
+                run = self._begin(entry, ctx)
+            except Exception as error:  # noqa: BLE001 - no thread is left: it must end all the same
+                outcome = failed("NOT_STARTED", f"its handler could not be started: {error}")
+            else:
+                outcome = await watch(run, entry.delivery.run_timeout, entry.stop)
             relay.close()
             if entry.delivery.of in self._left_to_next:
                 return

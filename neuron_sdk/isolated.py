@@ -189,6 +189,9 @@ def _load(name: str, path: str | None) -> ModuleType:
 def main() -> None:
     """Run the one handler."""
     end = socket.socket(fileno=int(sys.argv[1]))
+    # What the handler starts must not hold it open: its end tells the neuron that we have ended.
+    end.set_inheritable(False)
+    os.register_at_fork(after_in_child=end.close)
     request = read_frame(end, Request)
     if request is None:
         return

@@ -50,7 +50,11 @@ class Journal:
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
         """Note how an attempt ended."""
         # A large answer takes a while to encode: not on the loop that sends heartbeats.
-        payload = await offload(lambda: finish_update(of, outcome))
+        try:
+            payload = await offload(lambda: finish_update(of, outcome))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the command must end
+            why = f"the handler's answer cannot be encoded: {type(error).__name__}"
+            payload = finish_update(of, failed("INVALID_RESPONSE", why))
         await _done(self._spool.finish(of, payload))
 
 
