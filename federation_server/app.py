@@ -69,7 +69,7 @@ class App:
         self.server_id = uuid.uuid4().hex
         self.sessions = Sessions()
         self.metrics = Metrics()
-        self.watchers = CommandWatchers()
+        self.watchers = CommandWatchers(database)
         self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)
         self.writer = Writer(
             database,
@@ -141,6 +141,7 @@ class App:
                     for work in (
                         self.writer.run,
                         self.dispatcher.run,
+                        self.watchers.run,
                         self.notifier.run,
                         self.sweeper.run,
                         self.lease.run,

@@ -1,7 +1,8 @@
-"""Who waits for a command's next change on this server.
+"""Who follows commands on this server, and what is new for them.
 
-A watcher is only woken; what changed it reads from the ledger. So a wake-up too many is harmless,
-and one that another server could not give is made up for by the watcher's own slow look.
+One task reads, for all of them at once, whatever was said to have changed; and now and then all
+that is followed, because another server may have changed it. So what a follower costs the database
+does not grow with how often its command changes.
 """
 
 from __future__ import annotations
@@ -10,37 +11,152 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import psycopg
+
+from federation_server.store import following
+from federation_server.store.database import Connection, Database, bounded
+from federation_server.store.following import News
+
+LOOK_INTERVAL_S = 1.0
+"""How long a change can stay unseen that another server made."""
+
+READ_TIMEOUT_S = 10.0
+
+
+class WatchersClosed(Exception):
+    """The server is shutting down."""
+
+
+class Watch:
+    """One follower of one command."""
+
+    def __init__(self, after: int) -> None:
+        """It has seen everything up to the revision `after`; 0: nothing."""
+        self.after = after
+        self.told = False
+        self._news: News | None = None
+        self._fault: Exception | None = None
+        self._changed = asyncio.Event()
+
+    async def next(self) -> News | None:
+        """The command at once, and then whenever it has changed, with what is new; None if there
+        is no such command (any more).
+
+        Raises:
+            WatchersClosed: the server is shutting down.
+            psycopg.Error: PostgreSQL does not answer.
+        """
+        await self._changed.wait()
+        self._changed.clear()
+        if self._fault is not None:
+            raise self._fault
+        news, self._news = self._news, None
+        return news
+
+    def tell(self, news: News) -> None:
+        """Gives it what is new. What it has not taken yet is joined."""
+        if self._news is not None:
+            news = News(news.record, [*self._news.transitions, *news.transitions])
+        self._news = news
+        self.after = news.record.revision
+        self.told = True
+        self._changed.set()
+
+    def end(self, fault: Exception | None = None) -> None:
+        """Nothing more will come: the command is gone, or there is a fault."""
+        self._fault = fault
+        self._news = None
+        self._changed.set()
+
 
 class CommandWatchers:
-    """The watchers of each command."""
+    """The followers of all commands."""
 
-    def __init__(self) -> None:
-        """Nobody watches anything."""
-        self._events: dict[str, set[asyncio.Event]] = {}
+    def __init__(self, database: Database) -> None:
+        """Reads nothing before `run`."""
+        self._database = database
+        self._watches: dict[str, set[Watch]] = {}
+        self._woken: set[str] = set()
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
         self.closed = False
 
     @contextmanager
-    def watching(self, command_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the command may have changed."""
-        event = asyncio.Event()
-        self._events.setdefault(command_id, set()).add(event)
+    def watching(self, command_id: str, after: int = 0) -> Iterator[Watch]:
+        """Follows a command, of which everything up to a revision has been seen."""
+        watch = Watch(after)
+        self._watches.setdefault(command_id, set()).add(watch)
+        if self.closed:
+            watch.end(WatchersClosed())
+        self.wake([command_id])
         try:
-            yield event
+            yield watch
         finally:
-            events = self._events[command_id]
-            events.discard(event)
-            if not events:
-                del self._events[command_id]
+            watches = self._watches[command_id]
+            watches.discard(watch)
+            if not watches:
+                del self._watches[command_id]
 
     def wake(self, command_ids: Iterable[str]) -> None:
-        """Wakes the watchers of those commands."""
-        for command_id in command_ids:
-            for event in self._events.get(command_id, ()):
-                event.set()
+        """Those commands may have changed."""
+        woken = self._watches.keys() & set(command_ids)
+        if woken:
+            self._woken |= woken
+            self._wake.set()
 
     def close(self) -> None:
-        """Wakes every watcher, to find that this is `closed` and to end."""
+        """Ends every follower."""
         self.closed = True
-        for events in self._events.values():
-            for event in events:
-                event.set()
+        self._end_all(WatchersClosed())
+
+    async def run(self) -> None:
+        """Reads for the followers until it is cancelled."""
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(LOOK_INTERVAL_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self._woken.update(self._watches)
+                self._wake.clear()
+                woken, self._woken = self._woken, set()
+                wanted = woken & self._watches.keys()
+                if wanted:
+                    await self._read(wanted)
+        finally:
+            await self._disconnect()
+
+    async def _read(self, wanted: Iterable[str]) -> None:
+        asked = [
+            (
+                command_id,
+                min(watch.after for watch in self._watches[command_id]),
+                not all(watch.told for watch in self._watches[command_id]),
+            )
+            for command_id in wanted
+        ]
+        try:
+            if self._connection is None:
+                self._connection = await self._database.connect("watchers", shared=True)
+            with bounded(self._connection, READ_TIMEOUT_S):
+                found = await following.read(self._connection, asked)
+        except psycopg.Error as error:
+            await self._disconnect()
+            self._end_all(error)
+            return
+        for command_id, news in found.items():
+            for watch in tuple(self._watches.get(command_id, ())):
+                if news is None:
+                    watch.end()
+                elif news.record.revision > watch.after or not watch.told:
+                    watch.tell(news.since(watch.after))
+
+    def _end_all(self, fault: Exception) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.end(fault)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

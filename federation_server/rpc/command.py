@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -17,8 +16,9 @@ from federation_server.domain.explain import explain
 from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
 from federation_server.live.notifier import hint_dispatch
+from federation_server.live.watchers import WatchersClosed
 from federation_server.rpc import auth, errors, limits
-from federation_server.rpc.command_batch import LOOK_INTERVAL_S, CommandBatches
+from federation_server.rpc.command_batch import CommandBatches
 from federation_server.rpc.convert_command import command as to_command
 from federation_server.rpc.convert_command import fact as to_fact
 from federation_server.rpc.order import Order, advertised
@@ -175,26 +175,19 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         self, command_id: str, *, after: int = 0
     ) -> AsyncIterator[command_pb2.Command]:
         """The command now, and after each change, until its end."""
-        shown = after
-        first = True
-        with self._parts.watchers.watching(command_id) as changed:
+        if not is_command_id(command_id):
+            raise errors.command_not_found(command_id)
+        with self._parts.watchers.watching(command_id, after) as watch:
             while True:
-                changed.clear()
-                async with self._parts.database.begin() as connection:
-                    record = await _get(connection, command_id)
-                    transitions = await store.transitions(connection, record, after=shown)
-                if first or record.revision > shown:
-                    first, shown = False, record.revision
-                    yield to_command(record, transitions)
-                if record.final:
-                    return
-                if self._parts.watchers.closed:
-                    raise errors.server_draining()
                 try:
-                    async with asyncio.timeout(LOOK_INTERVAL_S):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
+                    news = await watch.next()
+                except WatchersClosed:
+                    raise errors.server_draining() from None
+                if news is None:
+                    raise errors.command_not_found(command_id)
+                yield to_command(news.record, news.transitions)
+                if news.record.final:
+                    return
 
     async def _issue(
         self, neuron_id: str, order: Order, request_id: str, *, dry_run: bool = False

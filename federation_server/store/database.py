@@ -146,8 +146,15 @@ class Database:
         async with self.engine.begin() as connection:
             yield connection
 
-    async def connect(self, name: str) -> Connection:
-        """A connection of one's own, in autocommit mode; `name` shows in pg_stat_activity."""
+    async def connect(self, name: str, *, shared: bool = False) -> Connection:
+        """A connection of one's own, in autocommit mode; `name` shows in pg_stat_activity. With
+        `shared` callers wait for it, as for a pooled one: while PostgreSQL is `lost` it fails.
+
+        Raises:
+            DatabaseAway: PostgreSQL is `lost`, and the connection is to be shared.
+        """
+        if shared and self._away:
+            raise DatabaseAway("PostgreSQL did not answer a moment ago")
         connection = await psycopg.AsyncConnection.connect(
             self.conninfo,
             autocommit=True,
@@ -162,7 +169,7 @@ class Database:
         )
         set_json_dumps(orjson.dumps, connection)
         set_json_loads(orjson.loads, connection)
-        self._own.add(connection)
+        (self._pooled if shared else self._own).add(connection)
         return connection
 
     async def wait_until_ready(self) -> None:

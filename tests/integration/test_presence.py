@@ -154,7 +154,7 @@ def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweep
         database,
         server_id,
         Metrics(),
-        CommandWatchers(),
+        CommandWatchers(database),
         changed=lambda _: None,
         offline_after=OFFLINE_AFTER,
         lost_after=timedelta(minutes=15),
