@@ -22,7 +22,7 @@ from neuron_sdk.executor import Executor
 from neuron_sdk.fake_federation import FakeFederation, FakeNeuron
 from neuron_sdk.neuron import Neuron
 from neuron_sdk.outcome import CommandFault, CommandOutcome, FinalState
-from neuron_sdk.payload import plain_object
+from neuron_sdk.payload import MAX_DETAILS_BYTES, MAX_DETAILS_DEPTH, plain_object
 from neuron_sdk.spool_store import Attempt, Verdict
 
 __all__ = [
@@ -48,6 +48,10 @@ async def run_command(
     run_timeout: float | None = None,
     command_id: str = "test-command",
     attempt: int = 1,
+    max_attempts: int = 1,
+    checkpoint: Mapping[str, Any] | None = None,
+    cancel: asyncio.Event | None = None,
+    cancel_reason: str = "",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CommandOutcome:
     """Carry out a command in this loop as a running neuron would: the same conversion, limits and
@@ -60,26 +64,45 @@ async def run_command(
         run_timeout: seconds that it may run.
         command_id: what the handler sees in its context.
         attempt: the same.
-        on_progress: gets the progress that would be sent.
+        max_attempts: the same. What fails is not tried again here; FakeFederation does that.
+        checkpoint: what an earlier attempt is to have noted.
+        cancel: cancels the command once it is set, by `on_progress` for example.
+        cancel_reason: why; the handler sees it.
+        on_progress: gets the progress that would be sent, in this loop.
 
     Returns:
         How it ended. Nothing that a handler does raises here.
 
     Raises:
-        ValueError: the data cannot be sent as JSON.
+        ValueError: the data or the checkpoint cannot be sent as JSON.
     """
     sent = plain_object(data or {}, max_bytes=_MAX_DATA_BYTES, max_depth=_MAX_DATA_DEPTH)
+    noted = None
+    if checkpoint is not None:
+        noted = plain_object(checkpoint, max_bytes=MAX_DETAILS_BYTES, max_depth=MAX_DETAILS_DEPTH)
+    of = Attempt(command_id, attempt)
     notes = _Notes(on_progress or (lambda _: None))
     executor = Executor(neuron.commands, notes, max_concurrent=1)
     executor.open(asyncio.get_running_loop())
+    if cancel is not None and cancel.is_set():
+        executor.cancel(of, cancel_reason)
     executor.deliver(
         Delivery(
-            of=Attempt(command_id, attempt),
+            of=of,
             type=type,
             data=from_struct(to_struct(sent)),  # numbers change on the way
             run_timeout=run_timeout,
+            checkpoint=None if noted is None else from_struct(to_struct(noted)),
+            max_attempts=max_attempts,
         )
     )
+    if cancel is not None:
+        wanted = asyncio.create_task(cancel.wait(), name="cancel")
+        ends: list[asyncio.Future[Any]] = [wanted, notes.outcome]
+        await asyncio.wait(ends, return_when="FIRST_COMPLETED")
+        if wanted.done():
+            executor.cancel(of, cancel_reason)
+        wanted.cancel()
     return await notes.outcome
 
 
@@ -94,17 +117,23 @@ def run_command_sync(
 
 
 class _Notes:
-    """Where the executor's notes go: nowhere."""
+    """The executor's notes of one attempt: its outcome, and nothing else is kept."""
 
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         self.outcome: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
         self._on_progress = on_progress
+        self._accepted = False
 
     async def accept(self, of: Attempt) -> Verdict:
+        if self.outcome.done():
+            return Verdict.FINISHED
+        self._accepted = True
         return Verdict.NEW
 
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict:
-        self.outcome.set_result(outcome)
+        if self._accepted:
+            return Verdict.FINISHED if self.outcome.done() else Verdict.RUNNING
+        await self.finish(of, outcome)
         return Verdict.NEW
 
     async def start(self, of: Attempt) -> None:
@@ -120,4 +149,5 @@ class _Notes:
         return
 
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
-        self.outcome.set_result(outcome)
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)

@@ -246,7 +246,10 @@ def test_a_handler_that_does_not_listen_is_interrupted(bench: Bench, kind: str) 
     assert bench.federation.outcome(command_id).state is FinalState.CANCELLED
 
 
-def test_a_handler_that_ignores_everything_is_told_as_such_and_delays_nobody(bench: Bench) -> None:
+def test_a_handler_that_ignores_everything_is_told_as_such_and_delays_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 0.3)
     started, release = threading.Event(), threading.Event()
     neuron = bench.neuron(max_concurrent_commands=1)
     order: list[str] = []
@@ -282,8 +285,12 @@ def test_a_handler_that_ignores_everything_is_told_as_such_and_delays_nobody(ben
 
 @pytest.mark.parametrize("name", ["sleep_and_clean_up", "wait_for_cancel", "deaf"])
 def test_a_process_is_asked_then_interrupted_then_killed(
-    bench: Bench, tmp_path: Path, name: str
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    if name != "deaf":  # what cleans up has all the time that it needs
+        monkeypatch.setattr("neuron_sdk.ending.INTERRUPTED_S", 20.0)
+    if name == "wait_for_cancel":
+        monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 20.0)
     neuron = bench.neuron()
     neuron.command("task", isolation="process")(getattr(isolated, name))
     bench.start(neuron)

@@ -154,7 +154,10 @@ def test_a_checkpoint_that_cannot_be_kept_raises_in_the_handler(
     assert says in outcome.response["result"]
 
 
-def test_no_checkpoint_is_taken_once_the_command_has_ended(bench: Bench) -> None:
+def test_no_checkpoint_is_taken_once_the_command_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 0.3)
     release, seen = threading.Event(), list[str]()
     neuron = bench.neuron()
 

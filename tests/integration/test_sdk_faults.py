@@ -22,7 +22,8 @@ SERVICE = """
     from neuron_sdk import Neuron, CommandContext
     import neuron_sdk.ending as e
 
-    e.ASKED_S = e.INTERRUPTED_S = e.KILLED_S = 0.3
+    e.ASKED_S = e.INTERRUPTED_S = 0.3
+    e.KILLED_S = 3.0  # a busy host buries slowly
     neuron = Neuron("n-1", type="worker", max_concurrent_commands=8)
 
     class Rude:

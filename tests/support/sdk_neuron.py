@@ -87,7 +87,7 @@ def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuron_sdk.session.Backoff", lambda: Backoff(first_s=0.02, most_s=0.2))
     monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 0.3)
     monkeypatch.setattr("neuron_sdk.ending.INTERRUPTED_S", 0.6)
-    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 0.6)
+    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 20.0)  # a busy host buries slowly
 
 
 class Processes:

@@ -27,7 +27,7 @@ def neuron() -> Neuron:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 0.3)
     monkeypatch.setattr("neuron_sdk.ending.INTERRUPTED_S", 1.0)
-    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 1.0)
+    monkeypatch.setattr("neuron_sdk.ending.KILLED_S", 3.0)
 
 
 def test_the_design_s_handler_works_without_a_server(neuron: Neuron) -> None:
@@ -204,6 +204,48 @@ async def test_progress_can_be_told_from_threads_with_either_call(neuron: Neuron
     assert told == [Progress(0.5, "half")]
 
 
+# ---- attempts, checkpoints, cancelling
+
+
+async def test_a_handler_s_next_attempt_can_be_tried_with_a_checkpoint(neuron: Neuron) -> None:
+    @neuron.command()
+    async def task(ctx: CommandContext) -> list[Any]:
+        return [ctx.attempt, ctx.max_attempts, ctx.checkpoint]
+
+    first = await run_command(neuron, "task", max_attempts=3)
+    assert first.response == {"result": [1, 3, None]}
+    again = await run_command(neuron, "task", attempt=2, max_attempts=3, checkpoint={"row": 7})
+    assert again.response == {"result": [2, 3, {"row": 7}]}
+
+
+async def test_a_handler_can_be_cancelled_when_it_has_come_far_enough(neuron: Neuron) -> None:
+    seen: list[str] = []
+    cancel = asyncio.Event()
+
+    @neuron.command()
+    async def task(ctx: CommandContext) -> None:
+        await ctx.progress(0.5, "half", checkpoint={"row": 7})
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.append(ctx.cancel_reason)
+
+    outcome = await run_command(
+        neuron, "task", cancel=cancel, cancel_reason="enough", on_progress=lambda _: cancel.set()
+    )
+    assert outcome.state is FinalState.CANCELLED
+    assert seen == ["enough"]
+
+
+async def test_a_command_that_is_cancelled_at_once_does_not_run(neuron: Neuron) -> None:
+    ran: list[int] = []
+    cancel = asyncio.Event()
+    cancel.set()
+    neuron.command("task")(lambda: ran.append(1))
+    assert (await run_command(neuron, "task", cancel=cancel)).state is FinalState.CANCELLED
+    assert ran == []
+
+
 # ---- time
 
 
@@ -314,7 +356,10 @@ async def test_an_isolated_handler_is_killed_when_its_time_is_over(
     assert not psutil.pid_exists(int(marker.read_text()))
 
 
-async def test_an_isolated_coroutine_may_clean_up(neuron: Neuron, tmp_path: Path) -> None:
+async def test_an_isolated_coroutine_may_clean_up(
+    neuron: Neuron, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 20.0)
     marker = tmp_path / "said"
     neuron.command(isolation="process")(isolated.wait_for_cancel)
     outcome = await run_command(neuron, "wait_for_cancel", {"marker": str(marker)}, run_timeout=1.5)
