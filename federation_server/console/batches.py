@@ -54,10 +54,10 @@ def show(session: Session, batch: BatchId) -> None:
 
 @leaf(app, "follow", example=f"batches follow {EXAMPLE_ID}")
 def follow(session: Session, batch: BatchId) -> int:
-    """Follows a batch to the end of its last command. Exit code 0 if all SUCCEEDED, else 1.
+    """Follows a batch to the end of its last command.
 
-    Ctrl-C leaves the batch running. If the federation goes away for a while, this waits for it and
-    goes on.
+    Exit code 0 if all SUCCEEDED, else 1. Ctrl-C leaves the batch running.
+    If the federation goes away for a while, this waits for it and goes on.
     """
     return batch_progress.follow(session, batch)
 

@@ -60,10 +60,10 @@ def execute(
         bool, typer.Option(help="Follow it to its end; else this is `command issue`.")
     ] = True,
 ) -> int:
-    """Orders a command and follows it to its end. Exit code 0 if it SUCCEEDED, else 1.
+    """Orders a command and follows it to its end.
 
-    Ctrl-C leaves the command running. If the federation goes away for a while, this waits for it
-    and goes on.
+    Exit code 0 if it SUCCEEDED, else 1. Ctrl-C leaves the command running.
+    If the federation goes away for a while, this waits for it and goes on.
     """
     spec = terms.spec(command_type, parameters, neuron_id=neuron)
     request_id = fresh(request_id)
@@ -89,12 +89,16 @@ def batch(
     *,
     filter_text: Annotated[
         str,
-        typer.Option("--filter", help="Which neurons; see `neurons list --help`. Needed."),
+        typer.Option("--filter", help="Which neurons; see `neurons list --help`."),
     ],
     max_in_flight: Annotated[
         int,
         typer.Option(
-            min=0, max=10_000, help="How many neurons may be at it at a time.", show_default="all"
+            min=0,
+            max=10_000,
+            metavar="N",
+            help="How many neurons may have it at a time.",
+            show_default="all",
         ),
     ] = 0,
     terms: Terms,
@@ -107,8 +111,8 @@ def batch(
 ) -> int:
     """Orders the same of every neuron that matches a filter, and follows it to its end.
 
-    Shows first whom it would reach, and asks; without a terminal it needs --yes. Exit code 0 if
-    every command SUCCEEDED, else 1. Ctrl-C leaves the batch running.
+    Shows first whom it would reach, and asks; without a terminal it needs --yes.
+    Exit code 0 if every command SUCCEEDED, else 1. Ctrl-C leaves the batch running.
     """
     request = pb.IssueCommandBatchRequest(
         filter=filter_text,
@@ -122,11 +126,10 @@ def batch(
 
 @leaf(app, "follow", example="command follow 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")
 def follow(session: Session, command: CommandId) -> int:
-    """Shows what became of a command and follows it to its end. Exit code 0 if it SUCCEEDED, else
-    1.
+    """Shows what became of a command, and follows it to its end.
 
-    Ctrl-C leaves the command running. If the federation goes away for a while, this waits for it
-    and goes on.
+    Exit code 0 if it SUCCEEDED, else 1. Ctrl-C leaves the command running.
+    If the federation goes away for a while, this waits for it and goes on.
     """
     return following.follow(session, command)
 
@@ -143,8 +146,7 @@ def cancel(
 ) -> int:
     """Cancels commands: one that waits at once, one that its neuron has when that gives it up.
 
-    Each is asked for, also if another one cannot be cancelled any more; the exit code is the
-    worst.
+    All are tried, also if one of them has ended; the exit code is the worst.
     """
     federation, out = session.federation, session.out
     code = 0

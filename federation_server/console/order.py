@@ -38,15 +38,26 @@ RequestId = Annotated[
 ]
 
 
+_PANEL = "How it is carried out"
+
+
 def _span(help_text: str, default: str = "") -> Any:
     return typer.Option(
-        parser=values.span, metavar="SPAN", help=help_text, show_default=default or True
+        parser=values.span,
+        metavar="SPAN",
+        help=help_text,
+        show_default=default or True,
+        rich_help_panel=_PANEL,
     )
 
 
 def _time(help_text: str, default: str = "") -> Any:
     return typer.Option(
-        parser=values.future, metavar="SPAN|TIME", help=help_text, show_default=default or True
+        parser=values.future,
+        metavar="SPAN|TIME",
+        help=help_text,
+        show_default=default or True,
+        rich_help_panel=_PANEL,
     )
 
 
@@ -59,10 +70,19 @@ class Terms:
         typer.Option(
             metavar="JSON|@FILE|-",
             help="The parameters as a JSON object: as it is, from a file, or from stdin.",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     priority: Annotated[
-        int | None, typer.Option(min=0, max=9, help="Higher goes first.", show_default="5")
+        int | None,
+        typer.Option(
+            min=0,
+            max=9,
+            metavar="0-9",
+            help="Higher goes first.",
+            show_default="5",
+            rich_help_panel=_PANEL,
+        ),
     ] = None
     not_before: Annotated[datetime | None, _time("Do not send it before this.")] = None
     expire: Annotated[
@@ -78,7 +98,12 @@ class Terms:
     max_attempts: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100, help="Try again up to this often if it fails.", show_default="1"
+            min=1,
+            max=100,
+            metavar="N",
+            help="Try up to this often if it fails or takes too long.",
+            show_default="1",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     retry_backoff: Annotated[
@@ -90,11 +115,16 @@ class Terms:
         typer.Option(
             "--at-most-once",
             help="Never send it twice, even if nobody can know whether it has run.",
+            rich_help_panel=_PANEL,
         ),
     ] = False
     allow_unadvertised: Annotated[
         bool,
-        typer.Option("--allow-unadvertised", help="Also a type that no neuron advertises."),
+        typer.Option(
+            "--allow-unadvertised",
+            help="Also a type that the neuron does not advertise.",
+            rich_help_panel=_PANEL,
+        ),
     ] = False
 
     def spec(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,47 +14,13 @@ import pytest
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.neuron_pb2 import CommandType, NeuronDescription
 from federation.v1.report_pb2 import AnalyticsReport, MetricPoint, ReportedEvent, Severity
+from tests.support.console import Console, lines_until
 from tests.support.plain_neuron import PlainNeuron, now, plain_neuron
 from tests.support.postgres import Server, passable_folder
-from tests.support.processes import FederationProcess, clean_environment, federation_process
+from tests.support.processes import FederationProcess, federation_process
 from tests.support.waiting import eventually_sync
 
 NEURON = "scraper-1"
-
-
-class Console:
-    """Runs commands of the console against one server."""
-
-    def __init__(self, server: FederationProcess) -> None:
-        self._environment = clean_environment(
-            FEDERATION_SERVER=server.address, FEDERATION_DATA_DIR=str(server.data_dir)
-        )
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "federation_server.cli", *arguments],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str) -> tuple[int, str, str]:
-        """The exit code, stdout and stderr of a command."""
-        with self.start(*arguments) as child:
-            output, errors = child.communicate(timeout=60)
-            assert "Traceback" not in errors
-            return child.returncode, output, errors
-
-    def says(self, *arguments: str) -> str:
-        """The output of a command that must succeed."""
-        code, output, errors = self.run(*arguments)
-        assert code == 0, errors
-        return output
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.says(*arguments, "--json"))
 
 
 @pytest.fixture(scope="module")
@@ -274,17 +238,6 @@ def test_a_wrong_key_is_refused_without_being_shown(console: Console) -> None:
     assert "CREDENTIAL_INVALID" in errors
     assert "the key came from --key" in errors
     assert "fak_wrong" not in errors
-
-
-def lines_until(child: subprocess.Popen[str], wanted: Callable[[str], bool]) -> list[str]:
-    """What a command prints, up to the first line that is wanted."""
-    assert child.stdout is not None
-    seen = []
-    for line in child.stdout:
-        seen.append(line)
-        if wanted(line):
-            return seen
-    raise AssertionError(f"it ended after {seen}")
 
 
 def test_exec_and_watch_go_on_over_a_server_that_is_killed(

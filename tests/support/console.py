@@ -1,8 +1,13 @@
-"""What the console's tests share: a scripted federation, and messages for it to answer."""
+"""What the console's tests share: a scripted federation and messages for it to answer, and the
+console as a process against a real one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from federation.v1 import command_service_pb2 as commands
 from federation.v1.command_pb2 import Command, CommandBatch
 from federation.v1.neuron_pb2 import Neuron
 from federation_server import cli
+from tests.support.processes import FederationProcess, clean_environment
 from tests.support.scripted_federation import ScriptedFederation, scripted_federation
 
 _REVISIONS = count(1)
@@ -107,3 +113,49 @@ def batch(matched: int, *, skipped: int = 0, **fields: Any) -> CommandBatch:
 
 def watched_batch(*batches: CommandBatch) -> list[commands.WatchCommandBatchResponse]:
     return [commands.WatchCommandBatchResponse(batch=each) for each in batches]
+
+
+class Console:
+    """Runs commands of the console against one server."""
+
+    def __init__(self, server: FederationProcess) -> None:
+        self._environment = clean_environment(
+            FEDERATION_SERVER=server.address, FEDERATION_DATA_DIR=str(server.data_dir)
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "federation_server.cli", *arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """The exit code, stdout and stderr of a command."""
+        with self.start(*arguments) as child:
+            output, errors = child.communicate(timeout=60)
+            assert "Traceback" not in errors
+            return child.returncode, output, errors
+
+    def says(self, *arguments: str) -> str:
+        """The output of a command that must succeed."""
+        code, output, errors = self.run(*arguments)
+        assert code == 0, errors
+        return output
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.says(*arguments, "--json"))
+
+
+def lines_until(child: subprocess.Popen[str], wanted: Callable[[str], bool]) -> list[str]:
+    """What a command prints, up to the first line that is wanted."""
+    assert child.stdout is not None
+    seen = []
+    for line in child.stdout:
+        seen.append(line)
+        if wanted(line):
+            return seen
+    raise AssertionError(f"it ended after {seen}")
