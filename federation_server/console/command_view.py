@@ -150,7 +150,8 @@ def explain(out: Output, command: Command, facts: Sequence[CommandFact]) -> None
         mark = plain(f"{number:>3}. ")
         if out.tty:
             out.entry(mark, cut(fact.message))
-            out.entry(plain(" " * 5), when) if when else None
+            if when:
+                out.entry(plain(" " * 5), when)
         else:
             out.entry(mark, joined(cut(fact.message), when))
 
