@@ -51,7 +51,8 @@ class CommandFailed(NeuronError):
 
 
 class CommandInterrupted(BaseException):
-    """Raised inside a handler in a thread that must end: its time is over, or the neuron stops.
+    """Raised inside a function that must end and has not by itself: somebody has cancelled its
+    command, its time is over, or the neuron stops.
 
     A BaseException, so that a handler's `except Exception` does not swallow it; `finally` blocks
     run as always. Coroutines see asyncio.CancelledError instead.

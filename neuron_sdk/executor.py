@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from neuron_sdk.builtin import RESTART
@@ -62,6 +62,8 @@ class _Accepted:
     """When it must have started, by the loop's clock."""
     expiry: asyncio.TimerHandle | None = None
     started: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its end is noted; its handler may run on only if nothing can end it."""
 
 
 class Executor:
@@ -201,10 +203,21 @@ class Executor:
         lane = self._control if command.control else self._normal
         entry = _Accepted(delivery, command, values, lane, loop.create_future(), deadline)
         self._accepted[delivery.of] = entry
+        await self._replace_older(delivery.of)
+        if entry.stop.done():
+            await self._finish(entry, entry.stop.result().obeyed)
+            return
         if deadline is not None:
             entry.expiry = loop.call_at(deadline, self._expire, entry)
         lane.enter(entry, delivery.priority, number)
         self._advance()
+
+    async def _replace_older(self, of: Attempt) -> None:
+        """Two attempts of a command never run side by side: the federation waits for one only."""
+        for known, entry in list(self._accepted.items()):
+            if known.command_id == of.command_id and known.attempt < of.attempt:
+                self.cancel(known, f"attempt {of.attempt} of it has come")
+                await entry.ended.wait()
 
     async def _cancel(self, of: Attempt, reason: str) -> None:
         outcome = cancelled(reason).obeyed
@@ -269,7 +282,7 @@ class Executor:
             )
             await self._finish(entry, outcome)
         finally:
-            self._accepted.pop(entry.delivery.of, None)
+            self._forget(entry)
             if run is None or run.future.done():
                 self._free(entry.lane)
             else:
@@ -284,8 +297,12 @@ class Executor:
         try:
             await self._notes.finish(entry.delivery.of, outcome)
         finally:
-            self._accepted.pop(entry.delivery.of, None)
+            self._forget(entry)
         log_end(entry.delivery, outcome)
+
+    def _forget(self, entry: _Accepted) -> None:
+        self._accepted.pop(entry.delivery.of, None)
+        entry.ended.set()
 
     def _begin(self, entry: _Accepted, ctx: CommandContext) -> Run:
         command = entry.command

@@ -33,7 +33,7 @@ class FinalState(StrEnum):
     REJECTED = "REJECTED"
     """It was not run: an unknown type, bad data, or too late."""
     CANCELLED = "CANCELLED"
-    """It was cancelled."""
+    """It was cancelled: it never ran, or its handler gave up."""
     TIMED_OUT = "TIMED_OUT"
     """It ran for longer than it may."""
 
@@ -44,7 +44,8 @@ class CommandFault:
 
     code: str
     """A word for programs: HANDLER_RAISED, INVALID_DATA, UNKNOWN_COMMAND, EXPIRED, TIMED_OUT,
-    INTERRUPTED, INVALID_RESPONSE, RESPONSE_TOO_LARGE, or the handler's own."""
+    INTERRUPTED, CANCEL_IGNORED, INVALID_RESPONSE, RESPONSE_TOO_LARGE, PROCESS_ENDED,
+    PROCESS_FAILED, NOT_STARTED, or the handler's own."""
     message: str
     """A sentence for people."""
     details: JsonObject | None = None

@@ -367,3 +367,40 @@ def test_a_cancel_reaches_a_command_whose_neuron_was_away(bench: Bench) -> None:
     federation.start()
     federation.cancel(command_id)
     assert federation.outcome(command_id).state is FinalState.CANCELLED
+
+
+@pytest.mark.parametrize("again", ["while it waits", "while it runs"])
+def test_a_later_attempt_begins_when_the_earlier_one_has_given_up(bench: Bench, again: str) -> None:
+    order: list[str] = []
+    neuron = bench.neuron(max_concurrent_commands=4)
+
+    @neuron.command()
+    async def task(ctx: CommandContext) -> str:
+        order.append(f"{ctx.attempt} began")
+        try:
+            if ctx.attempt < 3:
+                await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)
+            order.append(f"{ctx.attempt} ended: {ctx.cancel_reason}")
+        return "done"
+
+    bench.start(neuron)
+    federation = bench.federation
+    if again == "while it waits":
+        federation.outcome(federation.issue(N, "pause"))
+    command_id = federation.issue(N, "task", command_id="c")
+    federation.wait_for(lambda: order or (again == "while it waits" and bench.kinds("c")))
+    federation.issue(N, "task", command_id="c", attempt=2)
+    federation.issue(N, "task", command_id="c", attempt=3)
+    if again == "while it waits":
+        federation.wait_for(lambda: bench.finishes("c") == 2, describe="1 and 2 given up")
+        federation.outcome(federation.issue(N, "resume"))
+    assert federation.outcome(command_id).response == {"result": "done"}
+    finished = [u for u in federation.updates_of("c") if u.HasField("finished")]
+    assert [u.attempt for u in finished] == [1, 2, 3]
+    if again == "while it waits":
+        assert order == ["3 began", "3 ended: "]
+    else:
+        assert order[:2] == ["1 began", "1 ended: attempt 2 of it has come"]
+        assert order[-2:] == ["3 began", "3 ended: "]
