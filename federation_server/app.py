@@ -23,6 +23,7 @@ from prometheus_client import start_http_server
 
 from federation_server import __version__
 from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
@@ -71,6 +72,7 @@ class App:
         self.metrics = Metrics()
         self.watchers = CommandWatchers(database)
         self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)
+        self.issuer = Issuer(database, self.server_id, self.dispatcher, self.metrics)
         self.writer = Writer(
             database,
             self.metrics,
@@ -141,6 +143,7 @@ class App:
                     for work in (
                         self.writer.run,
                         self.dispatcher.run,
+                        self.issuer.run,
                         self.watchers.run,
                         self.notifier.run,
                         self.sweeper.run,
@@ -203,6 +206,7 @@ class App:
                 CommandParts(
                     database=self.database,
                     dispatcher=self.dispatcher,
+                    issuer=self.issuer,
                     watchers=self.watchers,
                     metrics=self.metrics,
                     server_id=self.server_id,

@@ -15,17 +15,19 @@ from federation_server.domain.command import CommandState
 from federation_server.domain.explain import explain
 from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
+from federation_server.live.issuer import Request
 from federation_server.live.notifier import hint_dispatch
 from federation_server.live.watchers import WatchersClosed
 from federation_server.rpc import auth, errors, limits
 from federation_server.rpc.command_batch import CommandBatches
 from federation_server.rpc.convert_command import command as to_command
 from federation_server.rpc.convert_command import fact as to_fact
-from federation_server.rpc.order import Order, advertised
+from federation_server.rpc.order import Order
 from federation_server.store import commands as store
 from federation_server.store import ledger
 from federation_server.store.command_list import ORDERS, list_commands
 from federation_server.store.database import driver
+from federation_server.store.issuing import Known, Target
 from federation_server.store.ledger import is_command_id
 from federation_server.store.situation import situation
 
@@ -128,8 +130,9 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
             record = await _get(connection, request.command_id)
             if not changed and record.state not in _BEING_CANCELLED:
                 raise errors.command_ended(record.command_id, record.state)
-            target = await store.target(connection, record.neuron_id)
-            await self._hint(connection, record.neuron_id, target.server_id if target else None)
+            home = await store.home(connection, record.neuron_id)
+            if home not in {None, self._parts.server_id}:
+                await hint_dispatch(connection, str(home), record.neuron_id)
         self._parts.changed(changed)
         self._parts.dispatcher.wake(record.neuron_id)
         log.info(
@@ -193,46 +196,39 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         self, neuron_id: str, order: Order, request_id: str, *, dry_run: bool = False
     ) -> store.CommandRecord:
         admin = auth.current_admin()
-        async with self._parts.database.begin() as connection:
-            known = await store.find_request(connection, admin.name, request_id)
-            if known is not None:
-                return _same(known, order, request_id)
-            target = await store.target(connection, neuron_id)
+
+        def command(target: Target | None) -> store.NewCommand:
             if target is None:
                 raise errors.neuron_not_found(neuron_id)
             if target.lifecycle is Lifecycle.DEACTIVATED:
                 raise errors.neuron_deactivated(neuron_id)
-            how = advertised(target.command_types, order.type)
-            order.check_data(neuron_id, how)
+            order.check_data(neuron_id, target.advertised)
             order.check_times(target.now)
-            new = order.command(
-                neuron_id, how, issuer=admin.name, request_id=request_id, now=target.now
+            return order.command(
+                neuron_id,
+                target.advertised,
+                issuer=admin.name,
+                request_id=request_id,
+                now=target.now,
             )
-            if dry_run:
-                return store.preview(new, target.now)
-            record = await store.insert_command(connection, new)
-            if record is None:  # the same request came at the same time, and was first
-                known = await store.find_request(connection, admin.name, request_id)
-                return _same(known, order, request_id)
-            await self._hint(connection, neuron_id, target.server_id)
-        self._parts.metrics.commands_issued.inc()
-        self._parts.dispatcher.wake(neuron_id)
-        log.info(
-            "command issued",
-            action="command_issued",
-            command_id=record.command_id,
-            neuron_id=record.neuron_id,
-            type=record.type,
-            issuer=record.issuer,
-        )
-        return record
 
-    async def _hint(
-        self, connection: AsyncConnection, neuron_id: str, server_id: str | None
-    ) -> None:
-        """Tells the server that holds the neuron's stream, if that is another one."""
-        if server_id not in {None, self._parts.server_id}:
-            await hint_dispatch(connection, str(server_id), neuron_id)
+        issued = await self._parts.issuer.issue(
+            Request(neuron_id, order.type, admin.name, request_id, command, dry_run=dry_run)
+        )
+        if isinstance(issued, Known):
+            if issued.request_hash != order.content:
+                raise errors.request_id_reused(request_id)
+            return issued.record
+        if not dry_run:
+            log.info(
+                "command issued",
+                action="command_issued",
+                command_id=issued.command_id,
+                neuron_id=issued.neuron_id,
+                type=issued.type,
+                issuer=issued.issuer,
+            )
+        return issued
 
 
 async def _get(connection: AsyncConnection, command_id: str) -> store.CommandRecord:
@@ -240,12 +236,3 @@ async def _get(connection: AsyncConnection, command_id: str) -> store.CommandRec
     if record is None:
         raise errors.command_not_found(command_id)
     return record
-
-
-def _same(
-    known: tuple[store.CommandRecord, bytes] | None, order: Order, request_id: str
-) -> store.CommandRecord:
-    """The command that a repeated request has made before."""
-    if known is None or known[1] != order.content:
-        raise errors.request_id_reused(request_id)
-    return known[0]

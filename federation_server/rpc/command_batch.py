@@ -15,6 +15,7 @@ from federation.v1 import command_service_pb2 as pb
 from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.issuer import Issuer
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
 from federation_server.rpc import auth, errors, limits
@@ -40,6 +41,7 @@ class CommandParts:
 
     database: Database
     dispatcher: Dispatcher
+    issuer: Issuer
     watchers: CommandWatchers
     metrics: Metrics
     server_id: str

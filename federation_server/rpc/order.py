@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -163,8 +162,3 @@ class Order:
             allow_unadvertised=self.allow_unadvertised,
             retry_of_command_id=self.retry_of_command_id,
         )
-
-
-def advertised(command_types: Iterable[JsonObject], wanted: str) -> JsonObject | None:
-    """How a neuron with those command types advertises one of them; None if it does not."""
-    return next((each for each in command_types if each.get("type") == wanted), None)

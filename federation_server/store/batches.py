@@ -298,11 +298,11 @@ async def cancel(
 
 # ---- releasing
 
-_LOCK_HOLDING = b"""
+_LOCK_HOLDING = """
 SELECT batch_id FROM command_batches
 WHERE holding AND (%(all)s OR batch_id = ANY (%(batch_ids)s::uuid[]))
 ORDER BY batch_id
-FOR NO KEY UPDATE SKIP LOCKED
+FOR NO KEY UPDATE
 """
 
 # A command that was released and whose neuron went away before it was sent gives its place back.
@@ -345,14 +345,17 @@ WHERE b.batch_id = ANY (%(batch_ids)s::uuid[]) AND NOT EXISTS (
 
 
 async def release(
-    connection: Connection, batch_ids: Collection[str] | None = None
+    connection: Connection, batch_ids: Collection[str] | None = None, *, wait: bool = False
 ) -> list[tuple[str, str]]:
     """Releases as many commands of those batches (None: of all) as there is room for, to neurons
     that are connected. Returns their neurons, each with the server that holds its stream.
+
+    A batch of which somebody else releases commands at the moment is left out, unless `wait`.
     """
     async with connection.transaction():
         cursor = await connection.execute(
-            _LOCK_HOLDING, {"all": batch_ids is None, "batch_ids": list(batch_ids or ())}
+            (_LOCK_HOLDING if wait else f"{_LOCK_HOLDING} SKIP LOCKED").encode(),
+            {"all": batch_ids is None, "batch_ids": list(batch_ids or ())},
         )
         locked = [batch_id for (batch_id,) in await cursor.fetchall()]
         if not locked:

@@ -6,14 +6,12 @@ command's `revision` and, where its state changes, leaves a row in `command_tran
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, insert, literal, select
-from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy import and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.command import (
@@ -22,12 +20,11 @@ from federation_server.domain.command import (
     CommandState,
     Execution,
 )
-from federation_server.domain.neuron import JsonObject, Lifecycle
+from federation_server.domain.neuron import JsonObject
 from federation_server.store.schema import (
     command_transitions,
     commands,
     neuron_states,
-    neurons,
 )
 
 
@@ -92,6 +89,25 @@ class CommandRecord:
 
 RECORD_COLUMNS = tuple(commands.c[name] for name in CommandRecord.__slots__)
 
+_TEXTS = {"command_id", "retry_of_command_id", "batch_id", "state", "execution"}
+_STATE = CommandRecord.__slots__.index("state")
+_EXECUTION = CommandRecord.__slots__.index("execution")
+
+
+def select_list(table: str) -> str:
+    """What plain SQL selects of a row of `table` for `record_of`."""
+    return ", ".join(
+        f"{table}.{name}::text" if name in _TEXTS else f"{table}.{name}"
+        for name in CommandRecord.__slots__
+    )
+
+
+def record_of(row: list[Any]) -> CommandRecord:
+    """The command of a row that plain SQL has selected by `select_list`."""
+    row[_STATE] = CommandState(row[_STATE])
+    row[_EXECUTION] = Execution(row[_EXECUTION])
+    return CommandRecord(*row)
+
 
 @dataclass(frozen=True, slots=True)
 class NewCommand:
@@ -117,98 +133,15 @@ class NewCommand:
     retry_of_command_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What issuing needs to know of the neuron."""
-
-    lifecycle: Lifecycle
-    command_types: Sequence[JsonObject]
-    server_id: str | None
-    """The server that holds its stream, if one does."""
-    now: datetime
-    """The transaction's time, by PostgreSQL's clock."""
-
-
-async def target(connection: AsyncConnection, neuron_id: str) -> Target | None:
-    """The neuron that a command is for; it cannot be deleted before the transaction ends."""
-    row = (
-        await connection.execute(
-            select(
-                neurons.c.lifecycle,
-                neurons.c.command_types,
-                neuron_states.c.session_open,
-                neuron_states.c.server_id,
-                func.now().label("now"),
-            )
-            .join(neuron_states, neuron_states.c.neuron_id == neurons.c.neuron_id)
-            .where(neurons.c.neuron_id == neuron_id)
-            .with_for_update(key_share=True, read=True, of=neurons)
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    server_id = row.server_id if row.session_open else None
-    return Target(row.lifecycle, row.command_types, server_id, row.now)
-
-
-async def find_request(
-    connection: AsyncConnection, issuer: str, request_id: str | None
-) -> tuple[CommandRecord, bytes] | None:
-    """The command that its issuer made with that request_id, and the hash of that request."""
-    if not request_id:
-        return None
-    stored = commands.c
-    row = (
-        await connection.execute(
-            select(*RECORD_COLUMNS, stored.request_hash).where(
-                stored.issuer == issuer, stored.request_id == request_id
-            )
-        )
-    ).one_or_none()
-    return None if row is None else (_record(row), row.request_hash)
-
-
-async def insert_command(connection: AsyncConnection, new: NewCommand) -> CommandRecord | None:
-    """Puts a command into the ledger; None if its issuer has used its request_id before."""
-    values: dict[str, Any] = {name: getattr(new, name) for name in NewCommand.__slots__}
-    made = (
-        pg_insert(commands)
-        .values(
-            command_id=str(uuid.uuid4()),
-            state=CommandState.QUEUED,
-            create_time=func.now(),
-            **values,
-        )
-        .on_conflict_do_nothing(index_elements=["issuer", "request_id"])
-        .returning(*commands.c)
-        .cte("made")
-    )
-    noted = (
-        insert(command_transitions)
-        .from_select(
-            [column.name for column in command_transitions.c],
-            select(
-                made.c.command_id,
-                made.c.revision,
-                made.c.state,
-                made.c.create_time,
-                made.c.attempt,
-                literal(f"admin:{new.issuer}"),
-                literal(""),
-            ),
-        )
-        .cte("noted")
-    )
-    row = (
-        await connection.execute(
-            select(*(made.c[column.name] for column in RECORD_COLUMNS)).add_cte(noted)
-        )
-    ).one_or_none()
-    return None if row is None else _record(row)
+async def home(connection: AsyncConnection, neuron_id: str) -> str | None:
+    """The server that holds a neuron's stream, if one does."""
+    state = neuron_states.c
+    query = select(state.server_id).where(state.neuron_id == neuron_id, state.session_open)
+    return (await connection.execute(query)).scalar_one_or_none()
 
 
 def preview(new: NewCommand, now: datetime) -> CommandRecord:
-    """The command that `insert_command` would make, without an id."""
+    """The command that issuing would make, without an id."""
     issued = {name: getattr(new, name) for name in NewCommand.__slots__}
     for name in ("request_id", "request_hash", "control"):
         del issued[name]

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from federation_server.domain.command import CommandState, Execution
-from federation_server.store.commands import RECORD_COLUMNS, CommandRecord, CommandTransition
+from federation_server.domain.command import CommandState
+from federation_server.store.commands import (
+    CommandRecord,
+    CommandTransition,
+    record_of,
+    select_list,
+)
 from federation_server.store.database import Connection
 
 
@@ -24,21 +29,13 @@ class News:
         return News(self.record, [each for each in self.transitions if each.revision > revision])
 
 
-_TEXTS = {"command_id", "retry_of_command_id", "batch_id", "state", "execution"}
-_COLUMNS = ", ".join(
-    f"c.{column.name}::text" if column.name in _TEXTS else f"c.{column.name}"
-    for column in RECORD_COLUMNS
-)
-_STATE = CommandRecord.__slots__.index("state")
-_EXECUTION = CommandRecord.__slots__.index("execution")
-
 _READ = f"""
 SELECT w.command_id::text, (
         SELECT jsonb_agg(jsonb_build_array(t.revision, t.state, t.transition_time, t.attempt,
                                            t.actor, t.reason) ORDER BY t.revision)
         FROM command_transitions t
         WHERE t.command_id = c.command_id AND t.revision > w.after
-    ), {_COLUMNS}
+    ), {select_list("c")}
 FROM unnest(%s::uuid[], %s::int8[], %s::bool[]) AS w (command_id, after, always)
 LEFT JOIN commands c ON c.command_id = w.command_id
 WHERE c.command_id IS NULL OR c.revision > w.after OR w.always
@@ -54,15 +51,9 @@ async def read(
     columns = [list(column) for column in zip(*wanted, strict=True)]
     cursor = await connection.execute(_READ.encode(), columns)
     return {
-        command_id: None if row[0] is None else News(_record(row), _transitions(found))
+        command_id: None if row[0] is None else News(record_of(row), _transitions(found))
         for command_id, found, *row in await cursor.fetchall()
     }
-
-
-def _record(row: list[Any]) -> CommandRecord:
-    row[_STATE] = CommandState(row[_STATE])
-    row[_EXECUTION] = Execution(row[_EXECUTION])
-    return CommandRecord(*row)
 
 
 def _transitions(found: list[list[Any]] | None) -> list[CommandTransition]:

@@ -142,6 +142,8 @@ async def pull(
     """Takes what the session is to be given now, at most that many commands, in the transaction
     that has opened its lease. `running` are the attempts that the process has.
     """
+    # First, because it waits for others' releases, who may wait for commands in turn.
+    await _release(connection, neuron_id)
     cursor = await connection.execute(
         _TAKE_OVER.encode(),
         {
@@ -153,7 +155,6 @@ async def pull(
     )
     named = {command_id for (command_id,) in await cursor.fetchall()}
     lost = await _lose_doubtful(connection, server_id, neuron_id, epoch, named)
-    await _release(connection, neuron_id)
     session = (neuron_id, epoch)
     claimed = await dispatch.claim(connection, server_id, [session], doubtful=[session], most=most)
     astray = [
@@ -191,7 +192,7 @@ async def _release(connection: Connection, neuron_id: str) -> None:
     cursor = await connection.execute(_HOLDING, (neuron_id,))
     holding = [batch_id for (batch_id,) in await cursor.fetchall()]
     if holding:
-        await batches.release(connection, holding)
+        await batches.release(connection, holding, wait=True)
 
 
 async def end_expired(connection: Connection, server_id: str) -> list[ChangedCommand]:

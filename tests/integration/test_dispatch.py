@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest_asyncio
 
 from federation_server.domain.command import Accepted, CommandState, CommandUpdate, Finished
-from federation_server.store import commands, dispatch, ingest, timers
+from federation_server.store import commands, dispatch, ingest, issuing, timers
 from federation_server.store.commands import NewCommand
 from federation_server.store.database import Connection, Database
 from federation_server.store.dispatch import ClaimedCommand
 from federation_server.store.ingest import DurableItem
-from tests.support.neurons import open_session, put_neuron
+from federation_server.store.issuing import Known
+from tests.support.neurons import open_session, put_command, put_neuron
 
 NEURON = "worker-1"
 SERVER = "server-1"
@@ -43,23 +44,22 @@ async def issue(
     expire: timedelta = timedelta(hours=1),
 ) -> str:
     now = datetime.now(UTC)
-    async with database.begin() as connection:
-        record = await commands.insert_command(
-            connection,
-            NewCommand(
-                neuron_id=NEURON,
-                issuer="admin",
-                request_id=None,
-                request_hash=b"",
-                type="stop" if control else "run",
-                data={},
-                control=control,
-                priority=priority,
-                not_before_time=now + not_before if not_before else None,
-                expire_time=now + expire,
-                run_timeout=None,
-            ),
-        )
+    record = await put_command(
+        database,
+        NewCommand(
+            neuron_id=NEURON,
+            issuer="admin",
+            request_id=None,
+            request_hash=b"",
+            type="stop" if control else "run",
+            data={},
+            control=control,
+            priority=priority,
+            not_before_time=now + not_before if not_before else None,
+            expire_time=now + expire,
+            run_timeout=None,
+        ),
+    )
     assert record is not None
     return record.command_id
 
@@ -175,7 +175,7 @@ async def test_a_queued_command_expires_and_a_running_one_does_not(
     assert [t.state for t in history] == [CommandState.QUEUED, CommandState.EXPIRED]
 
 
-async def test_the_same_request_id_issues_once(database: Database) -> None:
+async def test_the_same_request_id_issues_once(database: Database, connection: Connection) -> None:
     now = datetime.now(UTC)
     new = NewCommand(
         neuron_id=NEURON,
@@ -190,10 +190,8 @@ async def test_the_same_request_id_issues_once(database: Database) -> None:
         expire_time=now + timedelta(hours=1),
         run_timeout=None,
     )
-    async with database.begin() as connection:
-        made = await commands.insert_command(connection, new)
-        made_again = await commands.insert_command(connection, new)
-        known = await commands.find_request(connection, new.issuer, new.request_id)
+    made = await put_command(database, new)
     assert made is not None
-    assert made_again is None
-    assert known == (made, b"h")
+    assert await put_command(database, new) is None
+    known = await issuing.known(connection, [("admin", "r-1")])
+    assert known == {("admin", "r-1"): Known(made, b"h")}

@@ -32,7 +32,7 @@ from federation_server.store import commands, dispatch, ingest, partitions
 from federation_server.store.commands import CommandRecord, NewCommand
 from federation_server.store.database import Connection, Database
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
-from tests.support.neurons import heartbeat, open_session, put_neuron
+from tests.support.neurons import heartbeat, open_session, put_command, put_neuron
 
 NEURON = "worker-1"
 WEEK = timedelta(days=7)
@@ -83,23 +83,22 @@ def durable(epoch: int, sequence: int, payload: ingest.DurablePayload) -> Durabl
 
 
 async def issue(database: Database) -> CommandRecord:
-    async with database.begin() as connection:
-        record = await commands.insert_command(
-            connection,
-            NewCommand(
-                neuron_id=NEURON,
-                issuer="admin",
-                request_id=None,
-                request_hash=b"",
-                type="run",
-                data={},
-                control=False,
-                priority=5,
-                not_before_time=None,
-                expire_time=datetime.now(UTC) + timedelta(hours=1),
-                run_timeout=None,
-            ),
-        )
+    record = await put_command(
+        database,
+        NewCommand(
+            neuron_id=NEURON,
+            issuer="admin",
+            request_id=None,
+            request_hash=b"",
+            type="run",
+            data={},
+            control=False,
+            priority=5,
+            not_before_time=None,
+            expire_time=datetime.now(UTC) + timedelta(hours=1),
+            run_timeout=None,
+        ),
+    )
     assert record is not None
     return record
 

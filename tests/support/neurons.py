@@ -17,8 +17,9 @@ from federation_server.domain.neuron import (
     Lifecycle,
     Presence,
 )
-from federation_server.store import sessions
-from federation_server.store.database import Database
+from federation_server.store import issuing, sessions
+from federation_server.store.commands import CommandRecord, NewCommand
+from federation_server.store.database import Database, current_time, driver
 from federation_server.store.schema import neuron_states, neurons
 from federation_server.store.sessions import NewSession, OpenedSession
 
@@ -169,3 +170,11 @@ def heartbeat(
         dependencies='[{"name":"postgresql","state":"UP"}]',
         versions='{"service":"1"}',
     )
+
+
+async def put_command(database: Database, new: NewCommand) -> CommandRecord | None:
+    """Puts a command into the ledger; None if its issuer has used its request_id before."""
+    async with database.begin() as connection:
+        now = await current_time(connection)
+        (record,) = await issuing.insert(await driver(connection), [(new, now)])
+    return record

@@ -1,0 +1,175 @@
+"""From the operators to the ledger: one transaction for all commands that wait to be issued.
+
+    issue ─▶ who is it for, was it asked before ─▶ the caller's own judgement ─▶ insert ─▶ commit
+
+A command alone is issued at once; under load those that come while a transaction is under way
+share the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import psycopg
+
+from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.metrics import Metrics
+from federation_server.live.notifier import hint_released
+from federation_server.store import issuing
+from federation_server.store.commands import CommandRecord, NewCommand, preview
+from federation_server.store.database import Connection, Database, bounded
+from federation_server.store.issuing import Known, Target
+
+MOST_AT_ONCE = 200
+ISSUE_TIMEOUT_S = 10.0
+
+Issued: TypeAlias = CommandRecord | Known
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A command that somebody asks for."""
+
+    neuron_id: str
+    type: str
+    issuer: str
+    request_id: str
+    command: Callable[[Target | None], NewCommand]
+    """Makes the command for that neuron; whatever it raises is the answer."""
+    dry_run: bool = False
+    answer: asyncio.Future[Issued] = field(default_factory=asyncio.Future)
+
+    def fail(self, error: Exception) -> None:
+        """The answer is that error; for a caller who still waits."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def give(self, issued: Issued) -> None:
+        """The answer; for a caller who still waits."""
+        if not self.answer.done():
+            self.answer.set_result(issued)
+
+
+class Issuer:
+    """Issues commands."""
+
+    def __init__(
+        self, database: Database, server_id: str, dispatcher: Dispatcher, metrics: Metrics
+    ) -> None:
+        """Issues nothing before `run`."""
+        self._database = database
+        self._server_id = server_id
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._waiting: list[Request] = []
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
+
+    async def issue(self, request: Request) -> Issued:
+        """Issues a command, unless its issuer has used the request_id before. A dry run's command
+        has no id.
+
+        Raises:
+            psycopg.Error: PostgreSQL does not answer; the command may have been issued.
+            Exception: whatever `request.command` raised.
+        """
+        self._waiting.append(request)
+        self._wake.set()
+        return await request.answer
+
+    async def run(self) -> None:
+        """Issues until it is cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                requests = self._waiting[:MOST_AT_ONCE]
+                del self._waiting[:MOST_AT_ONCE]
+                if not self._waiting:
+                    self._wake.clear()
+                await self._handle(requests)
+        finally:
+            await self._disconnect()
+            for request in self._waiting:
+                request.answer.cancel()
+
+    async def _handle(self, requests: Sequence[Request]) -> None:
+        """Answers every request. What the database will not take fails for its caller alone."""
+        try:
+            if self._connection is None:
+                self._connection = await self._database.connect("issuer", shared=True)
+            with bounded(self._connection, ISSUE_TIMEOUT_S):
+                await self._issue(self._connection, requests)
+        except psycopg.DataError as error:
+            if len(requests) == 1:
+                requests[0].fail(error)
+                return
+            for request in requests:
+                await self._handle([request])
+        except psycopg.Error as error:
+            await self._disconnect()
+            for request in requests:
+                request.fail(error)
+
+    async def _issue(self, connection: Connection, requests: Sequence[Request]) -> None:
+        answers: list[tuple[Request, Issued]] = []
+        new: list[tuple[Request, NewCommand, Target]] = []
+        async with connection.transaction():
+            asked = [(each.issuer, each.request_id) for each in requests if each.request_id]
+            known = await issuing.known(connection, asked)
+            wanted = [(each.neuron_id, each.type) for each in requests]
+            targets = await issuing.targets(connection, wanted)
+            for each in requests:
+                before = known.get((each.issuer, each.request_id))
+                if before is not None:
+                    answers.append((each, before))
+                    continue
+                target = targets.get((each.neuron_id, each.type))
+                try:
+                    command = each.command(target)
+                except Exception as error:  # noqa: BLE001 - it is the caller's own
+                    each.fail(error)
+                    continue
+                assert target is not None, "without a neuron there is no command"
+                if each.dry_run:
+                    answers.append((each, preview(command, target.now)))
+                else:
+                    new.append((each, command, target))
+            issued = await self._insert(connection, new) if new else []
+        for request, answer in [*answers, *issued]:
+            request.give(answer)
+            if isinstance(answer, CommandRecord) and not request.dry_run:
+                self._metrics.commands_issued.inc()
+                self._dispatcher.wake(request.neuron_id)
+
+    async def _insert(
+        self, connection: Connection, new: Sequence[tuple[Request, NewCommand, Target]]
+    ) -> list[tuple[Request, Issued]]:
+        records = await issuing.insert(
+            connection, [(command, target.now) for _, command, target in new]
+        )
+        # The same request came at the same time, and was first: on another server, or here.
+        twice = [
+            (request.issuer, request.request_id)
+            for (request, _, _), record in zip(new, records, strict=True)
+            if record is None
+        ]
+        known = await issuing.known(connection, twice)
+        elsewhere = [
+            (request.neuron_id, target.server_id)
+            for request, _, target in new
+            if target.server_id not in {None, self._server_id}
+        ]
+        if elsewhere:
+            await hint_released(connection, [(who, str(where)) for who, where in elsewhere])
+        return [
+            (request, record or known[request.issuer, request.request_id])
+            for (request, _, _), record in zip(new, records, strict=True)
+        ]
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
