@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
-import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from neuron_sdk.builtin import Builtins
 from neuron_sdk.commands import CommandRegistry
 from neuron_sdk.config import Settings
-from neuron_sdk.convert import finish_update, report_message
+from neuron_sdk.convert import finish_update
 from neuron_sdk.description import NeuronDescription
 from neuron_sdk.errors import CommandFailed
 from neuron_sdk.executor import Executor
@@ -31,10 +29,12 @@ from neuron_sdk.journal import Journal, interrupted_update
 from neuron_sdk.logs import get_logger
 from neuron_sdk.offload import offload
 from neuron_sdk.registration import Registration, TokenFile
+from neuron_sdk.reporter import Reporter
 from neuron_sdk.reports import Reports
 from neuron_sdk.restart import SUCCEEDED, failed_restart
 from neuron_sdk.session import Session
 from neuron_sdk.spool import Attempt, Spool
+from neuron_sdk.stall import StallWatch
 from neuron_sdk.state_dir import StateDir
 from neuron_sdk.version import __version__
 from neuron_sdk.vitals import Activity, Vitals, VitalSigns
@@ -43,12 +43,9 @@ from neuron_sdk.workers import Workers
 if TYPE_CHECKING:
     from neuron_sdk.http import StatusServer
 
-STALL_LIMIT_S = 5.0
 FLUSH_S = 5.0
 HOOKS_S = 10.0
-_PING_S = 1.0
 _REFRESH_S = 3.0
-_URGENT_SPACING_S = 1.0
 
 _log = get_logger(__name__)
 
@@ -84,7 +81,7 @@ class Runtime:
         """
         self._parts = parts
         self._work_loop = work_loop
-        self._work_thread = threading.get_ident()
+        self._stall_watch = StallWatch(self._on_work)
         self._owns_process = owns_process
         self.stop_reason = ""
         self.restart_wanted = False
@@ -93,7 +90,6 @@ class Runtime:
         self.closed: Future[None] = Future()
         """Done when nothing runs any more."""
         self._work_done = asyncio.Event()
-        self._stalled = False
         self._hurried = False
         self._state = StateDir(parts.settings.state_dir)
         try:
@@ -113,7 +109,7 @@ class Runtime:
         )
         self._thread.start()
         started.result()
-        self._http = self._start_http()
+        self._serve_pages()
 
     def _open_spool(self, state: StateDir) -> Spool:
         return Spool(
@@ -169,7 +165,7 @@ class Runtime:
         """What the neuron is doing."""
         if self.stop_reason:
             return Activity.STOPPING
-        if self._stalled:
+        if self._stall_watch.stalled:
             return Activity.STALLED
         return Activity.PAUSED if self._executor.paused else Activity.ACTIVE
 
@@ -283,8 +279,10 @@ class Runtime:
             max_concurrent=self._parts.description.max_concurrent_commands,
             carried_over=self._spool.carried_over,
         )
-        self._urgent = asyncio.Event()
-        self._parts.reports.listen(lambda: self._on_control(self._urgent.set))
+        self._reporter = Reporter(
+            self._parts.reports, self._parts.vitals, self._spool, self._intervals
+        )
+        self._parts.reports.listen(lambda: self._on_control(self._reporter.hurry))
         self._session = Session(
             target=settings.target,
             instance_id=self._instance_id,
@@ -302,8 +300,8 @@ class Runtime:
         started.set_result(None)
         tasks = [
             asyncio.create_task(self._session.run(), name="session"),
-            asyncio.create_task(self._report(), name="reports"),
-            asyncio.create_task(self._watch_work_loop(), name="stall-watch"),
+            asyncio.create_task(self._reporter.run(), name="reports"),
+            asyncio.create_task(self._stall_watch.run(), name="stall-watch"),
         ]
         back = asyncio.create_task(self._say_that_it_is_back(), name="back")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
@@ -338,43 +336,10 @@ class Runtime:
                 await self._work_done.wait()
         except TimeoutError:
             _log.warning("the service does not end", action="neuron.stuck")
-        await self._spool_reports(events_only=False)
+        await self._reporter.report()
         if not self._hurried:
             await self._session.flush(FLUSH_S)
         await self._session.say_goodbye(self.stop_reason)
-
-    async def _report(self) -> None:
-        loop = asyncio.get_running_loop()
-        last = loop.time()
-        while True:
-            urgent = asyncio.create_task(self._urgent.wait(), name="urgent")
-            due = asyncio.create_task(
-                self._intervals.wait(last + self._intervals.analytics), name="due"
-            )
-            try:
-                await asyncio.wait({urgent, due}, return_when="FIRST_COMPLETED")
-            finally:
-                urgent.cancel()
-                due.cancel()
-            if due.done() and not due.cancelled() and due.result():
-                last = loop.time()
-                await self._spool_reports(events_only=False)
-            elif self._urgent.is_set():
-                self._urgent.clear()
-                await self._spool_reports(events_only=True)
-                await asyncio.sleep(_URGENT_SPACING_S)  # a storm of errors makes few reports
-
-    async def _spool_reports(self, *, events_only: bool) -> None:
-        def take() -> None:
-            if events_only:
-                reports = self._parts.reports.take_events()
-            else:
-                self._parts.vitals.refresh()
-                reports = self._parts.reports.take()
-            for report in reports:
-                self._spool.report(report_message(report).SerializeToString()).result()
-
-        await offload(take, "neuron-report")
 
     async def _take_vitals(self) -> Vitals:
         # The host may hang (a dead network disk), and so may the service's health function: then
@@ -383,37 +348,6 @@ class Runtime:
         await asyncio.wait({refresh}, timeout=_REFRESH_S)
         refresh.cancel()
         return self._parts.vitals.take(self.activity, self._spool.state, self._executor.running)
-
-    async def _watch_work_loop(self) -> None:
-        answered = threading.Event()
-        while True:
-            answered.clear()
-            asked = self._loop.time()
-            self._on_work(answered.set)
-            while not answered.is_set():
-                await asyncio.sleep(min(_PING_S, STALL_LIMIT_S))
-                if self._loop.time() - asked > STALL_LIMIT_S and not self._stalled:
-                    self._stalled = True
-                    self._log_stall()
-            if self._stalled:
-                self._stalled = False
-                _log.info(
-                    "the work loop answers again",
-                    action="work.back",
-                    silent_s=round(self._loop.time() - asked, 1),
-                )
-            await asyncio.sleep(_PING_S)
-
-    def _log_stall(self) -> None:
-        frame = sys._current_frames().get(self._work_thread)  # noqa: SLF001 - the documented way
-        stack = "".join(traceback.format_stack(frame)) if frame else ""
-        _log.error(
-            "the work loop has not answered: something blocks it; use await, or a handler that is "
-            "no coroutine",
-            action="work.stalled",
-            limit_s=STALL_LIMIT_S,
-            stack=stack,
-        )
 
     def _on_control(self, call: Callable[[], object]) -> None:
         try:
@@ -427,37 +361,11 @@ class Runtime:
         except RuntimeError:
             return  # it has ended
 
-    def _start_http(self) -> StatusServer | None:
-        settings = self._parts.settings
-        if not settings.metrics_enabled:
-            return None
-        from neuron_sdk.http import StatusServer  # noqa: PLC0415 - only who serves pays for it
-        from neuron_sdk.prometheus import build_registry  # noqa: PLC0415 - as above
+    def _serve_pages(self) -> None:
+        if not self._parts.settings.metrics_enabled:
+            return
+        from neuron_sdk.pages import serve_pages  # noqa: PLC0415 - only who serves pays for it
 
-        vitals = self._parts.vitals
-        server = StatusServer(
-            settings.metrics_host,
-            settings.metrics_port,
-            health=vitals.report,
-            status=self.status,
-            registry=build_registry(
-                vitals.metrics, vitals.probe, disk_path=settings.state_dir, health=vitals.report
-            ),
-        )
-        try:
-            self._http_port = server.start()
-        except OSError as error:
-            _log.error(
-                "the neuron goes on without /health, /status and /metrics: set METRICS_PORT to a "
-                "free port, or to 0 for any",
-                action="http.off",
-                error=str(error),
-            )
-            return None
-        _log.info(
-            "serving /health, /status and /metrics",
-            action="http.started",
-            host=settings.metrics_host,
-            port=self._http_port,
-        )
-        return server
+        serving = serve_pages(self._parts.settings, self._parts.vitals, self.status)
+        if serving is not None:
+            self._http, self._http_port = serving

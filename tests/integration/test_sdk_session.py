@@ -38,8 +38,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same behaviour at a pace that tests can wait for."""
     monkeypatch.setenv("REFUSAL_RETRY", "0.2")
     monkeypatch.setattr("neuron_sdk.session.Backoff", _quick_backoff)
-    monkeypatch.setattr("neuron_sdk.runtime.STALL_LIMIT_S", 0.3)
-    monkeypatch.setattr("neuron_sdk.runtime._PING_S", 0.05)
+    monkeypatch.setattr("neuron_sdk.stall.STALL_LIMIT_S", 0.3)
+    monkeypatch.setattr("neuron_sdk.stall.PING_S", 0.05)
     monkeypatch.setattr("neuron_sdk.runtime.FLUSH_S", 2.0)
 
 
@@ -439,7 +439,7 @@ def test_without_acknowledgements_the_window_is_bounded_and_the_order_kept(
     federation: FakeFederation, build: Start, start: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neuron_sdk.session.WINDOW_MESSAGES", 10)
-    monkeypatch.setattr("neuron_sdk.runtime._URGENT_SPACING_S", 0.0)
+    monkeypatch.setattr("neuron_sdk.reporter.URGENT_SPACING_S", 0.0)
     federation.acknowledge = False
     neuron = start(build(analytics_interval=3600))
     federation.wait_connected(N)
