@@ -137,7 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processes(federation: FakeFederation, folder: Path) -> Iterator[Processes]:
-    with Processes(federation, folder) as processes:
+    with Processes(federation.url, folder) as processes:
         yield processes
 
 
@@ -238,7 +238,7 @@ def test_a_handler_that_ends_the_neuron_s_process_is_interrupted_and_its_checkpo
     (tmp_path / "service.py").write_text(textwrap.dedent(SERVICE))
     with (
         FakeFederation(heartbeat_interval=0.2) as federation,
-        Processes(federation, tmp_path) as processes,
+        Processes(federation.url, tmp_path) as processes,
     ):
         command_id = federation.issue(N, "end_neuron", max_attempts=3)
         for _ in range(2):

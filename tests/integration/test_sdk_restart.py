@@ -63,7 +63,7 @@ def federation() -> Iterator[FakeFederation]:
 @pytest.fixture
 def processes(federation: FakeFederation, tmp_path: Path) -> Iterator[Processes]:
     (tmp_path / "service.py").write_text(textwrap.dedent(SERVICE))
-    with Processes(federation, tmp_path) as processes:
+    with Processes(federation.url, tmp_path) as processes:
         yield processes
 
 

@@ -91,14 +91,14 @@ def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Processes:
-    """`with Processes(federation, folder) as processes:`: neurons as processes, killed at the end.
+    """`with Processes(url, folder) as processes:`: neurons as processes, killed at the end.
 
     They run in `folder`, with one STATE_DIR in it.
     """
 
-    def __init__(self, federation: FakeFederation, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path) -> None:
         self._settings = {
-            "FEDERATION_URL": federation.url,
+            "FEDERATION_URL": url,
             "STATE_DIR": str(folder / "state"),
             "METRICS_ENABLED": "false",
             "STOP_GRACE": "0.3",
