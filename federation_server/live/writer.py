@@ -9,9 +9,10 @@ then acknowledges. One flush is under way at a time, so load itself makes the ba
     closed ─────▶ in order ──────────────┘
 
 Heartbeats may wait for `flush_interval`; a durable message or a closed session starts a flush at
-once. While PostgreSQL is away nothing is lost: heartbeats coalesce to the newest of each neuron,
-durable messages wait unacknowledged up to a bound, and beyond it the readers wait (`room`). What
-has gathered meanwhile is written in transactions of bounded size.
+once, but for a command's steps before its end, which wait a moment for each other. While
+PostgreSQL is away nothing is lost: heartbeats coalesce to the newest of each neuron, durable
+messages wait unacknowledged up to a bound, and beyond it the readers wait (`room`). What has
+gathered meanwhile is written in transactions of bounded size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import psycopg
 import structlog
 
 from federation_server.domain.analytics import AnalyticsReport
-from federation_server.domain.command import CommandUpdate
+from federation_server.domain.command import CommandUpdate, Finished
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
 from federation_server.store import ingest, partitions
@@ -47,6 +48,10 @@ single message may be larger."""
 FLUSH_TIMEOUT_S = 15.0
 """How long one transaction may take before its connection is given up."""
 
+
+STEP_INTERVAL_S = 0.004
+"""How long a command's step waits for the next one: a short command is accepted, runs and ends in
+one flush in place of three."""
 
 _FAULTS_OF_AN_ITEM = (
     psycopg.DataError,
@@ -160,6 +165,8 @@ class Writer:
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._soon: float | None = None
         self._room = asyncio.Event()
         self._room.set()
         self._idle = asyncio.Event()
@@ -186,7 +193,12 @@ class Writer:
         self._waiting_bytes += size_bytes
         if self._waiting_bytes > CAPACITY_BYTES:
             self._room.clear()
-        self._hurry()
+        if isinstance(item.payload, CommandUpdate) and not isinstance(
+            item.payload.change, Finished
+        ):
+            self._hurry_soon()
+        else:
+            self._hurry()
 
     def reopen(self, neuron_id: str, epoch: int) -> None:
         """Takes that a session's stream is open, although the store may have it as closed."""
@@ -241,17 +253,33 @@ class Writer:
     def _hurry(self) -> None:
         self._idle.clear()
         self._urgent.set()
+        self._hurried.set()
+        self._wake.set()
+
+    def _hurry_soon(self) -> None:
+        """For a step of a command: the next one, or its end, may follow at once, and shares the
+        flush.
+        """
+        self._idle.clear()
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().time() + STEP_INTERVAL_S
+        self._hurried.set()
         self._wake.set()
 
     async def _linger(self) -> None:
-        """Lets heartbeats gather, unless something urgent waits."""
-        if self._urgent.is_set():
-            return
-        try:
-            async with asyncio.timeout(self._flush_interval_s):
-                await self._urgent.wait()
-        except TimeoutError:
-            pass
+        """Lets heartbeats gather, unless something urgent waits; and what is soon followed."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._flush_interval_s
+        while not self._urgent.is_set():
+            if self._soon is not None:
+                end = min(end, self._soon)
+            self._hurried.clear()
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._hurried.wait()
+            except TimeoutError:
+                break
+        self._soon = None
 
     def _take(self) -> _Batch:
         batch = self._waiting

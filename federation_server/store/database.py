@@ -45,6 +45,20 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 """A psycopg connection of the runtime's own."""
 
 
+_OPTIONS = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "timezone=UTC",
+        # Every statement of a connection of one's own finds few rows by their keys, again and
+        # again: planned once, and not by the size that a table had then.
+        "plan_cache_mode=force_generic_plan",
+        "enable_seqscan=off",
+        "enable_hashjoin=off",
+        "enable_mergejoin=off",
+    )
+)
+
+
 class DatabaseAway(psycopg.OperationalError):
     """PostgreSQL did not answer a moment ago, so it was not asked."""
 
@@ -160,7 +174,7 @@ class Database:
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
             application_name=f"federation-{name}",
-            options="-c timezone=UTC",
+            options=_OPTIONS,
             # Dead peers are found by TCP within half a minute, not in two hours.
             keepalives_idle=10,
             keepalives_interval=5,

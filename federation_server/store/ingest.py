@@ -18,7 +18,8 @@ but the neuron may have been deactivated since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
@@ -27,7 +28,7 @@ from federation_server.domain.analytics import AnalyticsReport
 from federation_server.domain.command import CommandUpdate
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
-from federation_server.store import ingest_analytics, ingest_commands
+from federation_server.store import ingest_analytics, ingest_commands, ledger
 from federation_server.store.database import Connection
 from federation_server.store.ledger import ChangedCommand
 
@@ -205,66 +206,95 @@ async def apply(
         psycopg.OperationalError: PostgreSQL is away; whether the batch was committed is unknown,
             and applying it again is safe.
     """
-    async with connection.transaction():
-        outcome = Outcome((await _rows(connection, "SELECT now()"))[0][0])
-        if reopened:
-            await connection.execute(_REOPEN.encode(), _columns(reopened))
-        if durables:
-            await _apply_durables(connection, durables, oldest_point, outcome)
+    # As many statements are sent at a time as do not depend on each other's answers; COPY is the
+    # one that cannot be sent so.
+    copies = bool(heartbeats) or any(isinstance(i.payload, AnalyticsReport) for i in durables)
+    async with AsyncExitStack() as stack:
+        if not copies:
+            await stack.enter_async_context(connection.pipeline())
+        await stack.enter_async_context(connection.transaction())
+        async with AsyncExitStack() as pipeline:
+            await pipeline.enter_async_context(connection.pipeline())
+            clock = await connection.execute(b"SELECT now()")
+            if reopened:
+                await connection.execute(_REOPEN.encode(), _columns(reopened))
+            fresh = await _judge(connection, durables) if durables else _Fresh()
+            ((time,),) = await clock.fetchall()
+            outcome = Outcome(time, fresh.fenced, fresh.marks)
+            await _write_fresh(connection, fresh, outcome)
+            state = None
+            if heartbeats:
+                state = await connection.execute(_STATE.encode(), _state_columns(heartbeats))
+            if closed:
+                await connection.execute(_CLOSE.encode(), _columns(closed))
+            written = set(await state.fetchall()) if state is not None else set()
+        if fresh.reports:
+            await ingest_analytics.write(
+                connection, fresh.reports, now=outcome.time, oldest=oldest_point
+            )
         if heartbeats:
-            await _apply_heartbeats(connection, heartbeats, outcome)
-        if closed:
-            await connection.execute(_CLOSE.encode(), _columns(closed))
+            await _copy(connection, heartbeats, written, outcome)
     return outcome
 
 
-async def _apply_durables(
-    connection: Connection,
-    durables: Sequence[DurableItem],
-    oldest_point: timedelta,
-    outcome: Outcome,
-) -> None:
+@dataclass(slots=True)
+class _Fresh:
+    """What of a batch's durable messages has not been applied, and may be."""
+
+    fenced: set[tuple[str, int]] = field(default_factory=set)
+    marks: dict[tuple[str, str], int] = field(default_factory=dict)
+    advanced: set[tuple[str, str]] = field(default_factory=set)
+    reports: list[tuple[str, AnalyticsReport]] = field(default_factory=list)
+    updates: list[tuple[str, CommandUpdate]] = field(default_factory=list)
+    commands: dict[str, ledger.Row] = field(default_factory=dict)
+    """The commands that the updates speak of, locked."""
+
+
+async def _judge(connection: Connection, durables: Sequence[DurableItem]) -> _Fresh:
     sessions = {(item.neuron_id, item.epoch) for item in durables}
-    current = await _rows(connection, _FENCE, *_columns(sessions))
-    outcome.fenced |= sessions - {(neuron_id, epoch) for neuron_id, epoch in current}
+    spools = {(item.neuron_id, item.spool_id) for item in durables}
+    updates = [i.payload.command_id for i in durables if isinstance(i.payload, CommandUpdate)]
+    # In this order: the marks, and the commands, as they are once the fence's locks are held.
+    fence = await connection.execute(_FENCE.encode(), _columns(sessions))
+    found_marks = await connection.execute(_MARKS.encode(), _columns(spools))
+    locked = await ledger.lock_later(connection, updates)
 
-    spools = {
-        (item.neuron_id, item.spool_id)
+    fresh = _Fresh(fenced=sessions - set(await fence.fetchall()))
+    marks = {
+        (item.neuron_id, item.spool_id): 0
         for item in durables
-        if (item.neuron_id, item.epoch) not in outcome.fenced
+        if (item.neuron_id, item.epoch) not in fresh.fenced
     }
-    if not spools:
-        return
-    marks = dict.fromkeys(spools, 0)
-    for neuron_id, spool_id, last_sequence in await _rows(connection, _MARKS, *_columns(spools)):
-        marks[neuron_id, spool_id] = last_sequence
-
-    fresh: list[DurableItem] = []
-    advanced: set[tuple[str, str]] = set()
+    for neuron_id, spool_id, last_sequence in await found_marks.fetchall():
+        if (neuron_id, spool_id) in marks:
+            marks[neuron_id, spool_id] = last_sequence
     for item in durables:
         spool = (item.neuron_id, item.spool_id)
-        if (item.neuron_id, item.epoch) in outcome.fenced or item.sequence <= marks[spool]:
+        if (item.neuron_id, item.epoch) in fresh.fenced or item.sequence <= marks[spool]:
             continue
         marks[spool] = item.sequence
-        advanced.add(spool)
-        fresh.append(item)
-    outcome.marks = marks
-    if not fresh:
-        return
-    rows = [(*spool, marks[spool]) for spool in sorted(advanced)]
-    await connection.execute(_ADVANCE.encode(), _columns(rows))
-    reports = [(i.neuron_id, i.payload) for i in fresh if isinstance(i.payload, AnalyticsReport)]
-    if reports:
-        await ingest_analytics.write(connection, reports, now=outcome.time, oldest=oldest_point)
-    updates = [(i.neuron_id, i.payload) for i in fresh if isinstance(i.payload, CommandUpdate)]
-    if updates:
-        outcome.changed = await ingest_commands.write(connection, updates, now=outcome.time)
+        fresh.advanced.add(spool)
+        if isinstance(item.payload, AnalyticsReport):
+            fresh.reports.append((item.neuron_id, item.payload))
+        elif isinstance(item.payload, CommandUpdate):
+            fresh.updates.append((item.neuron_id, item.payload))
+    fresh.marks = marks
+    fresh.commands = await locked()
+    return fresh
 
 
-async def _apply_heartbeats(
-    connection: Connection, heartbeats: Sequence[HeartbeatItem], outcome: Outcome
-) -> None:
-    columns = _columns(
+async def _write_fresh(connection: Connection, fresh: _Fresh, outcome: Outcome) -> None:
+    if fresh.advanced:
+        rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
+        await connection.execute(_ADVANCE.encode(), _columns(rows))
+    if fresh.updates:
+        outcome.changed = await ingest_commands.write(
+            connection, fresh.commands, fresh.updates, now=outcome.time
+        )
+
+
+def _state_columns(heartbeats: Sequence[HeartbeatItem]) -> list[list[Any]]:
+    return _columns(
         (
             item.neuron_id,
             item.epoch,
@@ -283,18 +313,21 @@ async def _apply_heartbeats(
         for item in heartbeats
         for beat in (item.heartbeat,)
     )
-    written = {(neuron_id, epoch) for neuron_id, epoch in await _rows(connection, _STATE, *columns)}
+
+
+async def _copy(
+    connection: Connection,
+    heartbeats: Sequence[HeartbeatItem],
+    written: Set[tuple[Any, ...]],
+    outcome: Outcome,
+) -> None:
+    """Copies the heartbeats whose sessions are the newest into the history."""
     async with connection.cursor() as cursor, cursor.copy(_COPY_HEARTBEATS) as copy:
         for item in heartbeats:
             if (item.neuron_id, item.epoch) in written:
                 await copy.write_row((item.neuron_id, item.epoch, *item.heartbeat))
             else:
                 outcome.fenced.add((item.neuron_id, item.epoch))
-
-
-async def _rows(connection: Connection, query: str, *columns: list[Any]) -> list[tuple[Any, ...]]:
-    cursor = await connection.execute(query.encode(), columns)
-    return await cursor.fetchall()
 
 
 def _columns(rows: Any) -> list[list[Any]]:

@@ -8,12 +8,13 @@ caller's: neurons (`ingest_commands`), timers (`timers`), operators (`cancel`).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
+from psycopg import AsyncCursor
 
 from federation_server.domain.command import (
     IN_FLIGHT_STATES,
@@ -145,11 +146,21 @@ def is_command_id(text: str) -> bool:
 
 async def lock(connection: Connection, command_ids: Iterable[str]) -> dict[str, Row]:
     """Those of the commands that there are, locked until the transaction ends."""
+    return await (await lock_later(connection, command_ids))()
+
+
+async def lock_later(
+    connection: Connection, command_ids: Iterable[str]
+) -> Callable[[], Awaitable[dict[str, Row]]]:
+    """The same, in a pipeline: asks now, and gives the rows when called."""
     known = sorted({command_id for command_id in command_ids if is_command_id(command_id)})
-    if not known:
-        return {}
-    cursor = await connection.execute(_LOCK.encode(), (known,))
-    return {row[0]: _row(row) for row in await cursor.fetchall()}
+    cursor = await connection.execute(_LOCK.encode(), (known,)) if known else None
+
+    async def locked() -> dict[str, Row]:
+        rows = await cursor.fetchall() if cursor is not None else ()
+        return {row[0]: _row(row) for row in rows}
+
+    return locked
 
 
 def _row(row: Sequence[Any]) -> Row:
@@ -174,8 +185,9 @@ async def save(connection: Connection, rows: Iterable[Row]) -> list[ChangedComma
     changed = [row for row in rows if row.changed]
     if not changed:
         return []
-    written = await _update(connection, changed)
+    cursor = await _update(connection, changed)
     await _log(connection, changed)
+    written = {command_id: rest for command_id, *rest in await cursor.fetchall()}
     return [
         ChangedCommand(entry.command_id, entry.neuron_id, entry.state, *written[entry.command_id])
         for entry in (row.entry for row in changed)
@@ -203,9 +215,7 @@ async def now(connection: Connection) -> datetime:
     return time
 
 
-async def _update(
-    connection: Connection, changed: Sequence[Row]
-) -> dict[str, tuple[float | None, str | None]]:
+async def _update(connection: Connection, changed: Sequence[Row]) -> AsyncCursor[tuple[Any, ...]]:
     columns: list[list[Any]] = [[] for _ in range(19)]
     for row in changed:
         entry = row.entry
@@ -234,10 +244,7 @@ async def _update(
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    cursor = await connection.execute(_UPDATE.encode(), columns)
-    return {
-        command_id: (seconds, batch_id) for command_id, seconds, batch_id in await cursor.fetchall()
-    }
+    return await connection.execute(_UPDATE.encode(), columns)
 
 
 async def _log(connection: Connection, changed: Sequence[Row]) -> None:
