@@ -20,6 +20,9 @@ DEFAULT_EXPIRY = timedelta(hours=24)
 DEFAULT_BACKOFF = timedelta(seconds=1)
 MOST_BACKOFF = timedelta(hours=1)
 
+MOST_REASON = 500
+"""How much of an error's text a state's reason repeats, in characters."""
+
 EXPIRED = "EXPIRED"
 """The error code with which a neuron rejects a command whose time is over."""
 
@@ -301,7 +304,7 @@ def cancel(entry: Entry, reason: str) -> Entry | None:
 def _finish(entry: Entry, finished: Finished, now: datetime) -> Entry:
     """The command in flight after its attempt has ended."""
     error = finished.error
-    said = f"{error.code}: {error.message}" if error else ""
+    said = f"{error.code}: {_first_line(error.message)}" if error else ""
     state = finished.state
     too_late = state is CommandState.REJECTED and error is not None and error.code == EXPIRED
     if too_late and CommandState.EXPIRED in TRANSITIONS[entry.state]:
@@ -315,6 +318,12 @@ def _finish(entry: Entry, finished: Finished, now: datetime) -> Entry:
     return replace(
         entry, state=state, state_reason=said, next_attempt_time=next_time, finished=finished
     )
+
+
+def _first_line(text: str) -> str:
+    """What a reason says of an error; all of it is in the error."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= MOST_REASON else f"{line[: MOST_REASON - 1]}…"
 
 
 def _next_attempt(entry: Entry, now: datetime) -> datetime | None:

@@ -121,10 +121,10 @@ def _queued(at: Situation) -> Iterator[Fact]:
     ready = True
     if at.not_before_time is not None and at.not_before_time > at.now:
         ready = False
-        yield Fact(FactCode.WAITS_FOR_TIME, "it is not to be sent before", at.not_before_time)
+        yield Fact(FactCode.WAITS_FOR_TIME, "it is to be sent later", at.not_before_time)
     if at.next_attempt_time is not None and at.next_attempt_time > at.now:
         ready = False
-        words = f"attempt {at.attempt + 1} of {at.max_attempts} is not to be sent before"
+        words = f"attempt {at.attempt + 1} of {at.max_attempts} is to be sent later"
         yield Fact(FactCode.WAITS_FOR_RETRY, words, at.next_attempt_time)
     if at.held and at.connected:
         ready = False
@@ -143,7 +143,7 @@ def _queued(at: Situation) -> Iterator[Fact]:
 
 
 def _in_flight(at: Situation) -> Iterator[Fact]:
-    of = f"attempt {at.attempt} of {at.max_attempts}"
+    of = f"attempt {at.attempt} of {at.max_attempts}" if at.max_attempts > 1 else "it"
     match at.state:
         case CommandState.SENT:
             words = f"{of} was sent, and its neuron has not accepted it yet"
@@ -192,7 +192,7 @@ def _progress(at: Situation) -> str:
     if at.progress_fraction is None:
         return ""
     said = f", {at.progress_message}" if at.progress_message else ""
-    return f", {at.progress_fraction:.0%} done{said}"
+    return f", {at.progress_fraction * 100:.0f} % done{said}"
 
 
 def _times_out(since: datetime | None, span: timedelta | None, done: str) -> Iterator[Fact]:

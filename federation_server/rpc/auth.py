@@ -104,6 +104,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._keys = _KeyCache(clock)
         self._lookups: set[asyncio.Task[Any]] = set()
+        self._asking: dict[bytes, asyncio.Task[FoundKey | None]] = {}
 
     async def intercept_service(
         self,
@@ -162,13 +163,26 @@ class Authentication(grpc.aio.ServerInterceptor):
     async def _find_admin(self, secret: str) -> Admin:
         found = self._keys.get(secret)
         if found is None:
-            found = await self._ask(lambda connection: find_api_key(connection, secret))
+            found = await self._look_up(secret)
             if found is None:
                 raise errors.credential_invalid()
             self._keys.put(secret, found)
         if found.expired:
             raise errors.credential_expired()
         return found.admin
+
+    async def _look_up(self, secret: str) -> FoundKey | None:
+        """The key in the store. Calls that come at the same time with the same one ask once."""
+        digest = secret_hash(secret)
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = asyncio.create_task(
+                self._ask(lambda connection: find_api_key(connection, secret)), name="API key"
+            )
+            self._asking[digest] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(digest))
+            asking.add_done_callback(_fetched)
+        return await asyncio.shield(asking)
 
     async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """The database's answer, or UNAVAILABLE in time.
@@ -191,8 +205,13 @@ class Authentication(grpc.aio.ServerInterceptor):
 
     def _looked_up(self, task: asyncio.Task[Any]) -> None:
         self._lookups.discard(task)
-        if not task.cancelled():
-            task.exception()  # a caller that has gone does not fetch it
+        _fetched(task)
+
+
+def _fetched(task: asyncio.Task[Any]) -> None:
+    """A caller that has gone does not fetch what a task ended with."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _KeyCache:

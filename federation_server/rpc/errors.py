@@ -316,9 +316,10 @@ def command_ended(command_id: str, state: str) -> Refused:
 
 def command_not_ended(command_id: str, state: str) -> Refused:
     """The command has not ended, so that it cannot be issued anew."""
+    remedy = "wait for its end" + ("" if state == "CANCELLING" else ", or cancel it first")
     return Refused(
         ErrorReason.ERROR_REASON_COMMAND_NOT_ENDED,
-        f"the command {_cut(command_id)} is {state}: wait for its end, or cancel it first",
+        f"the command {_cut(command_id)} is {state}: {remedy}",
         metadata={"command_id": command_id, "state": state},
         precondition=command_id,
     )

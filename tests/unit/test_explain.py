@@ -123,7 +123,7 @@ def test_a_command_between_two_attempts_tells_of_the_ones_that_failed() -> None:
 def test_a_running_command_says_how_far_it_is_and_when_it_is_given_up() -> None:
     limited = replace(RUNNING, run_timeout=5 * MINUTE, progress_timeout=2 * MINUTE)
     facts = explain(limited)
-    assert facts[0].message == "attempt 1 of 3 runs, 40% done, 4 of 10 rows"
+    assert facts[0].message == "attempt 1 of 3 runs, 40 % done, 4 of 10 rows"
     assert [fact.time for fact in facts[1:]] == [NOW + 4 * MINUTE, NOW + 1.5 * MINUTE]
 
 
