@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import textwrap
 import threading
@@ -82,8 +83,10 @@ SERVICE = """
 
     @neuron.command(isolation="process")
     def leave_a_child(how: str) -> None:
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             time.sleep(3600)
+        pathlib.Path("child").write_text(str(child))
         if how == "die":
             os._exit(7)
 
@@ -201,14 +204,13 @@ def test_a_handler_that_ends_its_own_process_ends_its_command(
 
 @pytest.mark.parametrize(("how", "state"), [("die", FinalState.FAILED), ("", FinalState.SUCCEEDED)])
 def test_a_process_s_own_child_cannot_keep_its_command_from_ending(
-    federation: FakeFederation, neuron: psutil.Process, how: str, state: FinalState
+    federation: FakeFederation, neuron: psutil.Process, folder: Path, how: str, state: FinalState
 ) -> None:
-    before = {process.pid for process in psutil.process_iter()}
     outcome = federation.outcome(ask(federation, "leave_a_child", how=how), within=20)
     assert outcome.state is state
-    for process in psutil.process_iter():
-        if process.pid not in before and "neuron_sdk.isolated" in process.cmdline():
-            process.kill()
+    child = int((folder / "child").read_text())
+    assert psutil.pid_exists(child)
+    os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", ["hang_in_thread", "hang_in_loop"])
@@ -223,7 +225,7 @@ def test_a_handler_that_hangs_and_ignores_everything_is_timed_out_and_says_so(
 def test_a_process_that_hangs_and_ignores_everything_is_killed(
     federation: FakeFederation, neuron: psutil.Process, folder: Path
 ) -> None:
-    command_id = federation.issue(N, "hang_in_process", run_timeout=3)
+    command_id = federation.issue(N, "hang_in_process", run_timeout=8)
     marker = folder / "pid"
     pid = eventually_sync(lambda: marker.exists() and int(marker.read_text() or 0), within=20)
     outcome = federation.outcome(command_id, within=20)

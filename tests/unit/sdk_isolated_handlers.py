@@ -39,8 +39,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def hang(marker: str) -> None:
+def hang(ctx: CommandContext, marker: str) -> None:
     note(marker, str(os.getpid()))
+    ctx.progress_sync(0.1)
     while True:
         time.sleep(0.01)
 
@@ -54,6 +55,7 @@ async def wait_for_cancel(ctx: CommandContext, marker: str) -> None:
     ctx.log.info("running")
     note(marker, str(os.getpid()))
     try:
+        await ctx.progress(0.1)
         await asyncio.sleep(60)
     finally:
         note(marker, f"cleaned up: {ctx.cancel_reason}")

@@ -346,13 +346,13 @@ async def test_whatever_happens_in_the_process_becomes_the_outcome(
     assert message in outcome.error.message
 
 
-async def test_an_isolated_handler_is_killed_when_its_time_is_over(
-    neuron: Neuron, tmp_path: Path
-) -> None:
-    marker = tmp_path / "pid"
+async def test_an_isolated_handler_that_hangs_is_ended(neuron: Neuron, tmp_path: Path) -> None:
+    cancel, marker = asyncio.Event(), tmp_path / "pid"
     neuron.command(isolation="process")(isolated.hang)
-    outcome = await run_command(neuron, "hang", {"marker": str(marker)}, run_timeout=2.0)
-    assert outcome.state is FinalState.TIMED_OUT
+    outcome = await run_command(
+        neuron, "hang", {"marker": str(marker)}, cancel=cancel, on_progress=lambda _: cancel.set()
+    )
+    assert outcome.state is FinalState.CANCELLED
     assert not psutil.pid_exists(int(marker.read_text()))
 
 
@@ -360,11 +360,29 @@ async def test_an_isolated_coroutine_may_clean_up(
     neuron: Neuron, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neuron_sdk.ending.ASKED_S", 20.0)
-    marker = tmp_path / "said"
+    cancel, marker = asyncio.Event(), tmp_path / "said"
     neuron.command(isolation="process")(isolated.wait_for_cancel)
-    outcome = await run_command(neuron, "wait_for_cancel", {"marker": str(marker)}, run_timeout=1.5)
+    outcome = await run_command(
+        neuron,
+        "wait_for_cancel",
+        {"marker": str(marker)},
+        cancel=cancel,
+        cancel_reason="enough",
+        on_progress=lambda _: cancel.set(),
+    )
+    assert outcome.state is FinalState.CANCELLED
+    assert marker.read_text() == "cleaned up: enough"
+
+
+async def test_an_isolated_handler_is_timed_out_also_while_its_process_starts(
+    neuron: Neuron, tmp_path: Path
+) -> None:
+    marker = tmp_path / "pid"
+    neuron.command(isolation="process")(isolated.hang)
+    outcome = await run_command(neuron, "hang", {"marker": str(marker)}, run_timeout=0.5)
     assert outcome.state is FinalState.TIMED_OUT
-    assert marker.read_text() == "cleaned up: it ran for longer than 1.5 s"
+    assert outcome.error is not None
+    assert "still runs" not in outcome.error.message
 
 
 # ---- built in, not running
