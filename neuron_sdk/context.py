@@ -134,7 +134,8 @@ class CommandContext:
             message: what is being done, for people; cut at 1024 characters.
             checkpoint: what another attempt needs to go on from here, as JSON, at most 64 KiB and
                 16 levels deep; it gets the newest one as `ctx.checkpoint`. With it, the call (in a
-                coroutine: its await) returns when the checkpoint is on the neuron's disk.
+                coroutine: its await) returns when the checkpoint is on the neuron's disk (or in its
+                memory, as long as the disk takes nothing).
 
         Raises:
             ValueError: the fraction is NaN, or the checkpoint cannot be kept; the text says why.

@@ -53,8 +53,8 @@ def note(marker: str, text: str) -> None:
 
 async def wait_for_cancel(ctx: CommandContext, marker: str) -> None:
     ctx.log.info("running")
-    note(marker, str(os.getpid()))
     try:
+        note(marker, str(os.getpid()))
         await ctx.progress(0.1)
         await asyncio.sleep(60)
     finally:
@@ -63,8 +63,8 @@ async def wait_for_cancel(ctx: CommandContext, marker: str) -> None:
 
 def sleep_and_clean_up(ctx: CommandContext, marker: str) -> None:
     ctx.log.info("running")
-    note(marker, str(os.getpid()))
     try:
+        note(marker, str(os.getpid()))
         time.sleep(60)
     except CommandInterrupted:
         note(marker, f"interrupted: {ctx.cancel_reason}")
