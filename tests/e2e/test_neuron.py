@@ -73,10 +73,12 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[EmbeddedPostgres]:
-    with passable_folder() as folder:
-        with EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE) as postgres:
-            migrate.upgrade(postgres.url("postgres"))
-            yield postgres
+    with (
+        passable_folder() as folder,
+        EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE) as postgres,
+    ):
+        migrate.upgrade(postgres.url("postgres"))
+        yield postgres
 
 
 @pytest.fixture(scope="module")
