@@ -65,9 +65,9 @@ _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 # since an earlier session and was not named in this one's Hello, which is sent again with the same
 # attempt, for the neuron's journal to answer; and attempts to be given up, once in each session. A
 # command whose session is superseded meanwhile is found again by the next one. To a doubtful
-# session goes also what was marked SENT for that very session: the answer to an earlier claim was
-# lost. What somebody else is changing is left for the next scan, so that a claim waits for nobody,
-# and nobody for it in a circle.
+# session goes also what was marked SENT for that very session, and what is CANCELLING there: the
+# answer to an earlier claim was lost. What somebody else is changing is left for the next scan, so
+# that a claim waits for nobody, and nobody for it in a circle.
 _CLAIM = f"""
 WITH place AS (
     SELECT s.neuron_id, s.session_epoch, w.doubtful,
@@ -106,7 +106,7 @@ WITH place AS (
 ), to_cancel AS MATERIALIZED (
     SELECT c.command_id, p.session_epoch
     FROM place p JOIN commands c USING (neuron_id)
-    WHERE {_TO_CANCEL} AND c.cancel_epoch IS DISTINCT FROM p.session_epoch
+    WHERE {_TO_CANCEL} AND (c.cancel_epoch IS DISTINCT FROM p.session_epoch OR p.doubtful)
     ORDER BY c.command_id
     FOR NO KEY UPDATE OF c SKIP LOCKED
 ), claimed AS (

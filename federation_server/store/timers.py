@@ -12,7 +12,7 @@ from datetime import timedelta
 from federation_server.domain.command import Lateness, lose, time_out
 from federation_server.store import ledger
 from federation_server.store.database import Connection
-from federation_server.store.ledger import IN_FLIGHT, ChangedCommand
+from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand
 
 RUN_GRACE = timedelta(seconds=10)
 """How much longer than its run_timeout a command may take to say that it has timed out: the neuron
@@ -50,7 +50,7 @@ SELECT command_id::text FROM expired
 # away: it may have run, so it did not simply take too long.
 _LATE = f"""
 SELECT c.command_id::text, late.code, late.span,
-       c.execution = 'AT_MOST_ONCE' AND NOT s.session_open
+       c.execution = 'AT_MOST_ONCE' AND NOT coalesce({CONNECTED}, false)
 FROM commands c
 JOIN neuron_states s USING (neuron_id)
 CROSS JOIN LATERAL (VALUES
@@ -77,7 +77,7 @@ CROSS JOIN LATERAL (SELECT CASE
          AND s.session_open AND s.session_open_time < now() - %(patience)s
         THEN 'its neuron has not answered the cancel'
     WHEN s.presence = 'OFFLINE' AND s.presence_time < now() - %(lost_after)s
-         AND c.expire_time < now()
+         AND c.expire_time < now() AND NOT coalesce(s.lease_expire_time > now(), false)
         THEN 'its neuron is away, and its time is over'
     END) AS lost (reason)
 WHERE c.state IN {IN_FLIGHT} AND lost.reason IS NOT NULL

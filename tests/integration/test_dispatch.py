@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest_asyncio
 
 from federation_server.domain.command import Accepted, CommandState, CommandUpdate, Finished
-from federation_server.store import commands, dispatch, ingest, issuing, timers
+from federation_server.store import commands, dispatch, ingest, issuing, leases, ledger, timers
 from federation_server.store.commands import NewCommand
 from federation_server.store.database import Connection, Database
-from federation_server.store.dispatch import ClaimedCommand
+from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
 from federation_server.store.ingest import DurableItem
 from federation_server.store.issuing import Known
-from tests.support.neurons import open_session, put_command, put_neuron
+from tests.support.neurons import GENERATION, open_session, put_command, put_neuron
 
 NEURON = "worker-1"
 SERVER = "server-1"
@@ -195,3 +195,37 @@ async def test_the_same_request_id_issues_once(database: Database, connection: C
     assert await put_command(database, new) is None
     known = await issuing.known(connection, [("admin", "r-1")])
     assert known == {("admin", "r-1"): Known(made, b"h")}
+
+
+async def test_a_cancel_is_claimed_again_if_the_answer_to_its_claim_was_lost(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    command_id = await issue(database)
+    await claim(connection, epoch)
+    async with connection.transaction():
+        await ledger.cancel_commands(connection, [command_id], actor="admin:a", reason="")
+    session = (NEURON, epoch)
+    for doubtful in ([], [session]):  # the first answer reaches nobody
+        (told,) = await dispatch.claim(connection, SERVER, [session], doubtful=doubtful)
+        assert isinstance(told, ClaimedCancel)
+        assert (told.command_id, told.attempt) == (command_id, 1)
+    assert await dispatch.claim(connection, SERVER, [session]) == []
+
+
+async def test_a_process_that_keeps_its_lease_is_not_away_whatever_its_heartbeats_say(
+    database: Database, connection: Connection
+) -> None:
+    span = timedelta(minutes=1)
+    command_id = await issue(database)
+    async with connection.transaction():
+        lease = await leases.open_lease(connection, NEURON, GENERATION, "process-1", span)
+        assert lease is not None
+        await leases.pull(connection, SERVER, NEURON, lease.epoch, running=[], most=1)
+    age = b"UPDATE neuron_states SET presence_time = now() - interval '1 day'"
+    await connection.execute(age)
+    await connection.execute(b"UPDATE commands SET expire_time = now() - interval '1 hour'")
+    assert await timers.give_up_lost(connection, SERVER, lost_after=span) == []
+    await connection.execute(b"UPDATE neuron_states SET lease_expire_time = now()")
+    (lost,) = await timers.give_up_lost(connection, SERVER, lost_after=span)
+    assert (lost.command_id, lost.state) == (command_id, CommandState.OUTCOME_UNKNOWN)
