@@ -1,0 +1,449 @@
+"""The store's ledger against a model of it, on random histories and a real PostgreSQL.
+
+Hypothesis chooses the steps: commands are issued, sent, answered, cancelled, timed out, by neurons
+that come and go, with streams and without, that repeat themselves, speak of attempts that are over
+and lose their journals. After each step every command must be as `tests/support/ledger_model.py`
+says, and its history must be one that the table of transitions allows. At the end of each example
+all neurons behave, and every command must come to an end.
+
+LEDGER_EXAMPLES is how many histories are tried; they are the same ones each time unless it is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from federation_server.domain.command import (
+    FINAL_STATES,
+    TRANSITIONS,
+    Accepted,
+    CommandError,
+    CommandState,
+    CommandUpdate,
+    Finished,
+    Progressed,
+)
+from tests.support.ledger_model import PLACES, AttemptId, Batch, Model, Order
+from tests.support.ledger_store import LedgerStore, Stored
+
+T = TypeVar("T")
+
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "0"))
+NEURONS = ("n-0", "n-1", "n-2")
+STEPS = 40
+ROUNDS_TO_THE_END = 30
+
+which = st.integers(0, 999)
+neurons = st.sampled_from(NEURONS)
+ends = st.sampled_from(["SUCCEEDED", "FAILED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELLED"])
+
+
+class Neuron:
+    """A neuron's own side: what it was given, and what it has said and nobody has acknowledged."""
+
+    def __init__(self, neuron_id: str) -> None:
+        self.neuron_id = neuron_id
+        self.spools = 0
+        self.sequence = 0
+        self.unacked: list[tuple[int, CommandUpdate]] = []
+        self.given: list[AttemptId] = []
+        self.told: list[AttemptId] = []
+
+    @property
+    def spool(self) -> str:
+        return f"{self.neuron_id}-spool-{self.spools}"
+
+    def say(self, of: AttemptId, change: Accepted | Progressed | Finished) -> None:
+        self.sequence += 1
+        self.unacked.append((self.sequence, CommandUpdate(*of, change)))
+
+    def forget(self) -> None:
+        """It loses its disk."""
+        self.spools += 1
+        self.sequence = 0
+        self.unacked, self.given, self.told = [], [], []
+
+
+class Ledger(RuleBasedStateMachine):
+    """The store and the model, side by side."""
+
+    def __init__(self, runner: asyncio.Runner, store: LedgerStore) -> None:
+        super().__init__()
+        self.runner = runner
+        self.store = store
+        self.model = Model(NEURONS)
+        self.neurons = {neuron_id: Neuron(neuron_id) for neuron_id in NEURONS}
+        self.doubtful: set[tuple[str, int]] = set()
+        self.handed_out: Counter[str] = Counter()
+        self.given_in: set[tuple[str, int, str]] = set()
+        self.seen: dict[str, Stored] = {}
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def pick(self, number: int) -> Order:
+        return list(self.model.orders.values())[number % len(self.model.orders)]
+
+    @initialize()
+    def begin(self) -> None:
+        self.do(self.store.begin(NEURONS, places=PLACES))
+
+    # ---- operators
+
+    @rule(
+        neuron_id=neurons,
+        priority=st.integers(0, 9),
+        control=st.sampled_from([False, False, False, True]),
+        attempts=st.sampled_from([0, 1, 2, 3]),
+        later=st.sampled_from([False, False, True]),
+        limited=st.booleans(),
+        lives=st.sampled_from([0, 1, 3, 20]),
+    )
+    def issue(
+        self,
+        *,
+        neuron_id: str,
+        priority: int,
+        control: bool,
+        attempts: int,
+        later: bool,
+        limited: bool,
+        lives: int,
+    ) -> None:
+        order = self.model.order(
+            neuron_id,
+            priority=priority,
+            control=control,
+            attempts=attempts,
+            later=later,
+            limited=limited,
+            lives=lives,
+        )
+        order.command_id = self.do(self.store.issue(order, self.model.now))
+        self.model.orders[order.command_id] = order
+
+    @rule(
+        chosen=st.sets(neurons, min_size=1),
+        most=st.sampled_from([0, 1, 1, 2]),
+        attempts=st.sampled_from([0, 1, 2]),
+        lives=st.sampled_from([1, 20]),
+    )
+    def issue_batch(self, chosen: set[str], most: int, attempts: int, lives: int) -> None:
+        template = self.model.order("", attempts=attempts, lives=lives)
+        batch_id, made = self.do(
+            self.store.issue_batch(template, sorted(chosen), most, self.model.now)
+        )
+        self.model.batches[batch_id] = Batch(batch_id, most, holding=most > 0)
+        for neuron_id, command_id in made:
+            order = self.model.order(neuron_id, attempts=attempts, lives=lives)
+            order.command_id, order.batch_id, order.held = command_id, batch_id, most > 0
+            self.model.orders[command_id] = order
+
+    @precondition(lambda self: self.model.orders)
+    @rule(number=which)
+    def cancel(self, number: int) -> None:
+        order = self.pick(number)
+        self.do(self.store.cancel(order.command_id))
+        self.model.cancel([order])
+
+    @precondition(lambda self: self.model.batches)
+    @rule(number=which)
+    def cancel_batch(self, number: int) -> None:
+        batch_id = list(self.model.batches)[number % len(self.model.batches)]
+        self.do(self.store.cancel_batch(batch_id))
+        self.model.cancel_batch(batch_id)
+
+    # ---- neurons come and go
+
+    @rule(neuron_id=neurons, forgets=st.sampled_from([False, False, True]), number=which)
+    def connect(self, neuron_id: str, forgets: bool, number: int) -> None:
+        neuron = self.neurons[neuron_id]
+        if forgets:
+            neuron.forget()
+        running = neuron.given[: number % (len(neuron.given) + 1)]
+        epoch, mark, astray = self.do(
+            self.store.open_session(neuron_id, neuron.spool, neuron.sequence, running)
+        )
+        expected = self.model.open_session(neuron_id, neuron.spool, neuron.sequence, running)
+        station = self.model.stations[neuron_id]
+        assert (epoch, mark) == (station.epoch, station.marks.get(neuron.spool, 0))
+        assert set(astray) == expected
+        neuron.unacked = [each for each in neuron.unacked if each[0] > mark]
+
+    @rule(neuron_id=neurons, offline=st.booleans(), late=st.sampled_from([0, 0, 1]))
+    def disconnect(self, neuron_id: str, offline: bool, late: int) -> None:
+        station = self.model.stations[neuron_id]
+        self.do(self.store.close(neuron_id, station.epoch - late, offline=offline))
+        if station.open and not late:
+            self.model.close_session(neuron_id, offline=offline)
+
+    @rule(neuron_id=neurons, process=st.sampled_from("ab"), most=st.integers(1, 3), number=which)
+    def pull(self, neuron_id: str, process: str, most: int, number: int) -> None:
+        neuron = self.neurons[neuron_id]
+        running = neuron.given[: number % (len(neuron.given) + 1)]
+        epoch, given, told = self.do(self.store.pull(neuron_id, process, running, most))
+        self.model.open_lease(neuron_id, process)
+        expected = self.model.pull(neuron_id, running, most)
+        assert (given, set(told)) == (expected[0], set(expected[1]))
+        assert epoch == self.model.stations[neuron_id].epoch
+        if number % 4:  # else the answer is lost on its way
+            self.receive(neuron_id, epoch, given, told)
+
+    # ---- to the neurons
+
+    @rule(chosen=st.sets(neurons, min_size=1), stale=st.sampled_from([0, 0, 0, 1]))
+    def claim(self, chosen: set[str], stale: int) -> None:
+        sessions = [(each, self.model.stations[each].epoch - stale) for each in sorted(chosen)]
+        for neuron_id, epoch, given, told in self.claimed(sessions):
+            self.receive(neuron_id, epoch, given, told)
+        self.doubtful.difference_update(sessions)
+
+    @rule(neuron_id=neurons)
+    def claim_whose_answer_is_lost(self, neuron_id: str) -> None:
+        session = (neuron_id, self.model.stations[neuron_id].epoch)
+        self.claimed([session])
+        self.doubtful.add(session)
+
+    @rule()
+    def scan(self) -> None:
+        """What nobody told of is found: after it nothing is left that could be sent."""
+        found = set(self.do(self.store.neurons_with_work()))
+        self.claim(found | {neuron_id for neuron_id, _ in self.doubtful}, 0)
+        streams = [(each.neuron_id, each.epoch) for each in self.model.stations.values()]
+        streams = [each for each in streams if self.model.stations[each[0]].open]
+        for neuron_id, _, given, told in self.claimed(streams):
+            assert not given
+            assert not told, neuron_id
+
+    def claimed(
+        self, sessions: list[tuple[str, int]]
+    ) -> list[tuple[str, int, list[AttemptId], list[AttemptId]]]:
+        doubtful = self.doubtful.intersection(sessions)
+        before = {neuron_id: self.model.due(neuron_id) for neuron_id, _ in sessions}
+        answers = self.do(self.store.claim(sessions, doubtful))
+        for neuron_id, epoch in sessions:
+            given, told = answers[neuron_id]
+            expected = self.model.claim(neuron_id, epoch, doubtful=(neuron_id, epoch) in doubtful)
+            assert (given, set(told)) == (expected[0], set(expected[1]))
+            taken = {command_id for command_id, _ in given}
+            self.nobody_was_passed_over(before[neuron_id], taken)
+        return [(neuron_id, epoch, *answers[neuron_id]) for neuron_id, epoch in sessions]
+
+    def nobody_was_passed_over(self, due: list[Order], taken: set[str]) -> None:
+        normal = [order for order in due if not order.control]
+        lowest = min((each.priority for each in normal if each.command_id in taken), default=9)
+        assert all(each.priority <= lowest for each in normal if each.command_id not in taken)
+
+    def receive(
+        self, neuron_id: str, epoch: int, given: list[AttemptId], told: list[AttemptId]
+    ) -> None:
+        """The answer of a claim has arrived, and is passed on as the dispatcher does it."""
+        neuron = self.neurons[neuron_id]
+        neuron.told += told
+        for of in given:
+            once = self.model.orders[of[0]].once
+            if once and (neuron_id, epoch, of[0]) in self.given_in:
+                continue
+            self.given_in.add((neuron_id, epoch, of[0]))
+            self.handed_out[of[0]] += once
+            assert self.handed_out[of[0]] <= 1, "handed out twice"
+            if of not in neuron.given:
+                neuron.given.append(of)
+
+    # ---- from the neurons
+
+    @precondition(lambda self: any(each.given for each in self.neurons.values()))
+    @rule(
+        number=which,
+        change=st.sampled_from(["accepted", "progressed", "finished", "finished", "all"]),
+        end=ends,
+        shift=st.sampled_from([0, 0, 0, 0, 1, -1]),
+    )
+    def say(self, number: int, change: str, end: str, shift: int) -> None:
+        """A neuron notes what became of an attempt that it was given, or of another one."""
+        given = [(each, of) for each in self.neurons.values() for of in each.given]
+        neuron, (command_id, attempt) = given[number % len(given)]
+        of = (command_id, attempt + shift)
+        error = CommandError("EXPIRED", "") if end == "REJECTED" and number % 2 else None
+        finished = Finished(CommandState(end), None, error, None, "")
+        if change in {"accepted", "all"}:
+            neuron.say(of, Accepted())
+        if change in {"progressed", "all"}:
+            neuron.say(of, Progressed(0.5, ""))
+        if change in {"finished", "all"}:
+            neuron.say(of, finished)
+
+    @precondition(lambda self: any(each.told for each in self.neurons.values()))
+    @rule(number=which)
+    def answer_cancels(self, number: int) -> None:
+        waiting = [each for each in self.neurons.values() if each.told]
+        neuron = waiting[number % len(waiting)]
+        for of in neuron.told:
+            neuron.say(of, Finished(CommandState.CANCELLED, None, None, None, ""))
+        neuron.told = []
+
+    @precondition(lambda self: any(each.unacked for each in self.neurons.values()))
+    @rule(number=which, acked=st.sampled_from([True, True, False]), old=st.sampled_from([0, 0, 1]))
+    def send(self, number: int, acked: bool, old: int) -> None:
+        """What a neuron has noted arrives, perhaps on a session that is over."""
+        talking = [each for each in self.neurons.values() if each.unacked]
+        neuron = talking[number % len(talking)]
+        station = self.model.stations[neuron.neuron_id]
+        epoch = max(station.epoch - old, 1)
+        fenced, mark = self.do(
+            self.store.ingest(neuron.neuron_id, epoch, neuron.spool, neuron.unacked)
+        )
+        assert fenced == (epoch != station.epoch)
+        if fenced:
+            return
+        for sequence, update in neuron.unacked:
+            if sequence > station.marks.get(neuron.spool, 0):
+                station.marks[neuron.spool] = sequence
+                self.model.update(neuron.neuron_id, update)
+        assert mark == neuron.unacked[-1][0]
+        if acked:
+            neuron.unacked = []
+
+    # ---- time, and those who act on it
+
+    @rule(steps=st.integers(1, 3))
+    def time_passes(self, steps: int) -> None:
+        self.model.advance(steps)
+        self.do(self.store.advance(steps))
+
+    @rule()
+    def expire(self) -> None:
+        self.do(self.store.expire())
+        self.model.expire()
+
+    @rule()
+    def time_out_late(self) -> None:
+        self.do(self.store.time_out_late())
+        self.model.time_out_late()
+
+    @rule()
+    def give_up_lost(self) -> None:
+        self.do(self.store.give_up_lost())
+        self.model.give_up_lost()
+
+    @rule()
+    def end_leases(self) -> None:
+        self.do(self.store.end_leases())
+        self.model.end_leases()
+
+    @rule()
+    def release(self) -> None:
+        assert self.do(self.store.release()) == self.model.release()
+
+    # ---- what must hold after each step
+
+    @invariant()
+    def the_ledger_is_as_the_model_says(self) -> None:
+        found = self.do(self.store.read())
+        for command_id, order in self.model.orders.items():
+            assert found[command_id].standing == order.standing(), order
+        assert found.keys() == self.model.orders.keys()
+        for command_id, stored in found.items():
+            follows(self.seen.get(command_id), stored)
+        self.seen = found
+
+    @invariant()
+    def nobody_has_more_than_there_is_room_for(self) -> None:
+        busy = [order for order in self.model.orders.values() if order.with_neuron]
+        of_neurons = Counter(order.neuron_id for order in busy if not order.control)
+        assert all(number <= PLACES for number in of_neurons.values())
+        of_batches = Counter(order.batch_id for order in busy)
+        for batch in self.model.batches.values():
+            assert of_batches[batch.batch_id] <= (batch.max_in_flight or len(busy))
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:
+            self.everything_ends()
+
+    def everything_ends(self) -> None:
+        """All neurons come with streams, and answer all that they are given."""
+        for neuron_id in NEURONS:
+            self.connect(neuron_id, False, 0)
+        for _ in range(ROUNDS_TO_THE_END):
+            self.release()
+            self.scan()
+            for neuron in self.neurons.values():
+                for of in neuron.given:
+                    neuron.say(of, Finished(CommandState.SUCCEEDED, {}, None, None, ""))
+                neuron.given = []
+            while any(each.told for each in self.neurons.values()):
+                self.answer_cancels(0)
+            while any(each.unacked for each in self.neurons.values()):
+                self.send(0, True, 0)
+            for step in (self.time_out_late, self.end_leases, self.give_up_lost, self.expire):
+                step()
+                self.the_ledger_is_as_the_model_says()
+            self.time_passes(1)
+            if all(order.state in FINAL_STATES for order in self.model.orders.values()):
+                return
+        stuck = [each for each in self.model.orders.values() if each.state not in FINAL_STATES]
+        raise AssertionError(f"stuck: {stuck}")
+
+
+def follows(before: Stored | None, now: Stored) -> None:
+    """Whether a command may look like this after it has looked like that."""
+    steps = now.history
+    assert (steps[0].state, steps[0].attempt) == (CommandState.QUEUED, 0)
+    for earlier, later in pairwise(steps):
+        assert later.state in TRANSITIONS[earlier.state]
+        assert earlier.revision < later.revision
+        assert earlier.attempt <= later.attempt <= now.max_attempts
+    assert (steps[-1].state, steps[-1].attempt) == (now.standing.state, now.standing.attempt)
+    assert steps[-1].revision <= now.revision
+    if before is not None:
+        assert steps[: len(before.history)] == before.history
+        assert before.revision <= now.revision
+        if before.standing.state in FINAL_STATES:
+            assert (now.revision, now.standing.state) == (before.revision, before.standing.state)
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        yield runner
+
+
+@pytest.mark.timeout(0 if EXAMPLES else 600)  # a failure is made small before it is shown
+def test_the_ledger_does_what_its_model_says_and_every_command_ends(
+    runner: asyncio.Runner, database_url: str
+) -> None:
+    store = LedgerStore(database_url)
+    try:
+        run_state_machine_as_test(
+            lambda: Ledger(runner, store),  # type: ignore[arg-type]  # a factory will do
+            settings=settings(
+                max_examples=EXAMPLES or 100,
+                stateful_step_count=STEPS,
+                derandomize=not EXAMPLES,
+                database=None,
+                deadline=None,
+                phases=(Phase.generate, Phase.shrink),
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    finally:
+        runner.run(store.close_all())
