@@ -327,7 +327,7 @@ async def test_a_restart_by_command_runs_the_program_anew_in_the_same_process(
     token = await served.enrollment_token()
     with service(folder, "again", served.address, token) as neuron:
         first = await online(served, "again")
-        assert await answer(served, "again", "restart") == {"restarting": True}
+        assert await answer(served, "again", "restart") == {"restarted": True}
         second = await online(served, "again", epoch=2)
         assert second.session.instance_id != first.session.instance_id
         assert len(neuron.lines("workers")) == 2

@@ -249,7 +249,7 @@ async def test_it_restarts_and_stops_by_command_and_leaves_no_complaint_and_no_s
     processor: Processor,
 ) -> None:
     epoch = (await shown(processor.served, NAME)).session.epoch
-    assert await processor.answer("restart") == {"restarting": True}
+    assert await processor.answer("restart") == {"restarted": True}
     await online(processor.served, NAME, epoch=epoch + 1)
     await eventually(lambda: _serves(processor), describe="the API is back")
     token = processor.process.token
