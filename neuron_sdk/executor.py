@@ -41,6 +41,7 @@ class Notes(Protocol):
     """Where a command's steps are written down; each returns when that is done."""
 
     async def accept(self, of: Attempt) -> Verdict: ...
+    async def accept_and_start(self, of: Attempt) -> Verdict: ...
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict: ...
     async def start(self, of: Attempt) -> None: ...
     def progress(self, of: Attempt, progress: Progress) -> Future[None]: ...
@@ -195,14 +196,29 @@ class Executor:
             await self._notes.reject(delivery.of, outcome)
             log_end(delivery, outcome)
             return
-        verdict = await self._notes.accept(delivery.of)
+        lane = self._control if command.control else self._normal
+        # One note in place of two for what need not wait, which most commands need not.
+        in_time = deadline is None or loop.time() < deadline
+        at_once = in_time and not self._older(delivery.of) and lane.reserve()
+        note = self._notes.accept_and_start if at_once else self._notes.accept
+        try:
+            verdict = await note(delivery.of)
+        except BaseException:
+            if at_once:
+                self._free(lane)
+            raise
         if verdict is not Verdict.NEW:
             known = log_fields(delivery)
             _log.info("delivered again", action="command.again", verdict=verdict, **known)
+            if at_once:
+                self._free(lane)
             return
-        lane = self._control if command.control else self._normal
         entry = _Accepted(delivery, command, values, lane, loop.create_future(), deadline)
         self._accepted[delivery.of] = entry
+        if at_once:
+            entry.started = True
+            await self._run(entry, noted=True)
+            return
         await self._replace_older(delivery.of)
         if entry.stop.done():
             await self._finish(entry, entry.stop.result().obeyed)
@@ -214,10 +230,17 @@ class Executor:
 
     async def _replace_older(self, of: Attempt) -> None:
         """Two attempts of a command never run side by side: the federation waits for one only."""
-        for known, entry in list(self._accepted.items()):
-            if known.command_id == of.command_id and known.attempt < of.attempt:
+        for known in self._older(of):
+            if (entry := self._accepted.get(known)) is not None:
                 self.cancel(known, f"attempt {of.attempt} of it has come")
                 await entry.ended.wait()
+
+    def _older(self, of: Attempt) -> list[Attempt]:
+        return [
+            known
+            for known in self._accepted
+            if known.command_id == of.command_id and known.attempt < of.attempt
+        ]
 
     async def _cancel(self, of: Attempt, reason: str) -> None:
         outcome = cancelled(reason).obeyed
@@ -254,13 +277,15 @@ class Executor:
                 entry.started = True
                 self._spawn(self._run(entry), entry.delivery.of)
 
-    async def _run(self, entry: _Accepted) -> None:
+    async def _run(self, entry: _Accepted, *, noted: bool = False) -> None:
+        """From the note of its start, unless that is `noted`, to that of its end."""
         run: Run | None = None
         try:
             if entry.stop.done():
                 await self._finish(entry, entry.stop.result().obeyed)
                 return
-            await self._notes.start(entry.delivery.of)
+            if not noted:
+                await self._notes.start(entry.delivery.of)
             loop = asyncio.get_running_loop()
             relay = ProgressRelay(
                 loop, lambda progress: self._notes.progress(entry.delivery.of, progress)

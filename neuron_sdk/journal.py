@@ -28,6 +28,13 @@ class Journal:
         """Note that an attempt will run, unless it is known; returns when it is on disk."""
         return await _done(self._spool.accept(of, accepted_update(of)))
 
+    async def accept_and_start(self, of: Attempt) -> Verdict:
+        """Note that an attempt runs at once, unless it is known. Its handler must not start before
+        this has returned.
+        """
+        first = progress_update(of, Progress(0.0, ""))
+        return await _done(self._spool.accept_and_start(of, accepted_update(of), first))
+
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict:
         """Note that an attempt will not run, unless it is known."""
         return await _done(self._spool.reject(of, finish_update(of, outcome)))

@@ -32,6 +32,13 @@ class Lane(Generic[T]):
         self._left.add(number)
         return True
 
+    def reserve(self) -> bool:
+        """Get a place at once, without waiting. False if there is none, or others wait."""
+        if self.held or not self._free or self._numbers:
+            return False
+        self._free -= 1
+        return True
+
     def take(self) -> T | None:
         """Who gets a place now; None if there is no place or nobody waits."""
         while self._waiting and self._free and not self.held:

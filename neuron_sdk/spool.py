@@ -116,6 +116,12 @@ class Spool:
         """Note a delivery that will run, unless it is known."""
         return self._submit(lambda store: store.accept(of, accepted, self._now()))
 
+    def accept_and_start(self, of: Attempt, accepted: bytes, progress: bytes) -> Future[Verdict]:
+        """Note a delivery whose handler starts as soon as this is done, unless it is known."""
+        return self._submit(
+            lambda store: store.accept_and_start(of, accepted, progress, self._now())
+        )
+
     def reject(self, of: Attempt, finish: bytes) -> Future[Verdict]:
         """Note a delivery that will not run, unless it is known."""
         return self._submit(lambda store: store.reject(of, finish, self._now()))

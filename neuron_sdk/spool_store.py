@@ -278,6 +278,15 @@ class SpoolStore:
             self.append(MessageKind.ACCEPTED, accepted, of)
         return verdict
 
+    def accept_and_start(
+        self, of: Attempt, accepted: bytes, progress: bytes, now: float
+    ) -> Verdict:
+        """Note an attempt that runs at once, and append its `accepted` and its first progress."""
+        verdict = self.accept(of, accepted, now)
+        if verdict is Verdict.NEW:
+            self.start(of, progress, now)
+        return verdict
+
     def reject(self, of: Attempt, finish: bytes, now: float) -> Verdict:
         """Note an attempt that will not run, and append its finish."""
         verdict = self._look_up(of)

@@ -130,6 +130,9 @@ class _Notes:
         self._accepted = True
         return Verdict.NEW
 
+    async def accept_and_start(self, of: Attempt) -> Verdict:
+        return await self.accept(of)
+
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict:
         if self._accepted:
             return Verdict.FINISHED if self.outcome.done() else Verdict.RUNNING

@@ -104,6 +104,9 @@ class Noted:
         self.accepted += 1
         return Verdict.NEW
 
+    async def accept_and_start(self, of: Attempt) -> Verdict:
+        raise AssertionError(of)
+
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict:
         raise AssertionError(outcome)
 
