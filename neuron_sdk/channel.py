@@ -38,7 +38,7 @@ class RpcFailure(Exception):
         return f"{self.reason or self.code}: {said}"
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
+def open_channel(target: str, *, max_receive_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
     """A channel of its own for one session; it connects when first used."""
     return grpc.aio.insecure_channel(
         target,
@@ -48,7 +48,7 @@ def open_channel(target: str) -> grpc.aio.Channel:
             # A ping has a patience of its own, a minute by default, whatever keepalive says.
             ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
             ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", max_receive_bytes),
             # Backoff is ours: a shared subchannel would remember gRPC's own.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),

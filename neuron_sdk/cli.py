@@ -1,7 +1,7 @@
 """`neuron run module:neuron`: run a neuron that a module holds.
 
-Exit codes: 0 it was stopped, 1 it failed, 2 it was not started, because the command line, the
-module or a setting is wrong; one line on stderr says what to do.
+Exit codes: 0 it was stopped, or nothing was left to do (--once); 1 it failed; 2 it was not started,
+because the command line, the module or a setting is wrong. One line on stderr says what to do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         neuron = find(options.target)
         if not neuron.has_run:  # else its module called run() itself, and it has been stopped
-            neuron.run()
+            neuron.run(once=options.once)
     except (_Unusable, ConfigError, HandlerError, LifecycleError) as error:
         sys.stderr.write(f"neuron: {error}\n")
         return EXIT_CONFIG
@@ -79,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run a neuron until it is stopped",
         description="Run a neuron until SIGTERM, Ctrl-C or a command stops it. Settings come from "
         "the environment: FEDERATION_URL, NEURON_ID, ENROLLMENT_TOKEN, STATE_DIR and others.",
+    )
+    run.add_argument(
+        "--once",
+        action="store_true",
+        help="carry out the commands that wait and end, for cron jobs: exit code 0 when none is "
+        "left; 1 with one line on stderr if the federation is away for a minute or refuses the "
+        "neuron, and what could not be sent is sent by the next run",
     )
     run.add_argument("target", help="module:neuron, for example service:neuron or service.py")
     return parser

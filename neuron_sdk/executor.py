@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -88,11 +88,17 @@ class Executor:
         self._paused = False
         self._ready = False
         self._stopping = False
+        self._taking: set[Attempt] = set()
         self._accepted: dict[Attempt, _Accepted] = {}
         self._left_to_us = set(carried_over)
         self._left_to_next: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._work_loop: asyncio.AbstractEventLoop | None = None
+        self._on_step: Callable[[], None] = lambda: None
+
+    def listen(self, on_step: Callable[[], None]) -> None:
+        """Whom to tell whenever `busy` may have changed to False."""
+        self._on_step = on_step
 
     def open(self, work_loop: asyncio.AbstractEventLoop) -> None:
         """The service is ready: its coroutines may run on `work_loop` from now on."""
@@ -116,8 +122,19 @@ class Executor:
         return self._paused
 
     def unfinished(self) -> list[Attempt]:
-        """What was accepted and has not ended: for Hello."""
-        return [*self._left_to_us | self._left_to_next, *self._accepted][:MAX_LISTED]
+        """What has arrived and has not ended: for Hello."""
+        left = self._left_to_us | self._left_to_next
+        return list(dict.fromkeys([*left, *self._accepted, *self._taking]))[:MAX_LISTED]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is being taken, waits, runs, or is left to this process to finish."""
+        return bool(self._tasks or self._accepted or self._left_to_us)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._stopping
 
     @property
     def running(self) -> int:
@@ -133,7 +150,8 @@ class Executor:
             # Not taken: the federation sends it again when the neuron is back.
             _log.info("left for the next start", action="command.left", **log_fields(delivery))
             return
-        self._spawn(self._take(delivery, next(self._arrivals)), delivery.of)
+        self._taking.add(delivery.of)
+        self._spawn(self._take_in(delivery, next(self._arrivals)), delivery.of)
 
     def cancel(self, of: Attempt, reason: str) -> None:
         """Give an attempt up, wherever it is. Its finish answers, as often as this is asked."""
@@ -149,6 +167,7 @@ class Executor:
         for of in list(self._left_to_us):
             await self._notes.finish(of, outcome)
             self._left_to_us.discard(of)
+        self._on_step()
 
     async def stop(self, grace_s: float) -> None:
         """Start nothing more; give what runs `grace_s` seconds, then interrupt it.
@@ -183,6 +202,12 @@ class Executor:
         if await self._notes.accept(of) is Verdict.NEW:
             await self._notes.start(of)
             await self.carry_over(of)
+
+    async def _take_in(self, delivery: Delivery, number: int) -> None:
+        try:
+            await self._take(delivery, number)
+        finally:
+            self._taking.discard(delivery.of)
 
     async def _take(self, delivery: Delivery, number: int) -> None:
         loop = asyncio.get_running_loop()
@@ -358,4 +383,8 @@ class Executor:
 
         task = asyncio.create_task(guarded(), name=f"command:{of.command_id}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_done)
+
+    def _note_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._on_step()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from neuron_sdk.errors import IsolatedImport, LifecycleError
 from neuron_sdk.isolation import IN_CHILD
 from neuron_sdk.logs import get_logger
+from neuron_sdk.mode import Mode
 from neuron_sdk.restart import execute_again
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Service(Protocol):
     @property
     def checks(self) -> DependencyChecks: ...
 
-    def open_runtime(self, loop: asyncio.AbstractEventLoop, *, owns_process: bool) -> Runtime: ...
+    def open_runtime(self, loop: asyncio.AbstractEventLoop, *, mode: Mode) -> Runtime: ...
 
 
 def refuse_isolated() -> None:
@@ -62,7 +63,7 @@ def refuse_isolated() -> None:
 async def serve(
     service: Service,
     *,
-    owns_process: bool = False,
+    mode: Mode = Mode.BESIDE,
     opened: Callable[[Runtime], None] = lambda _: None,
     ready: Callable[[], None] = lambda: None,
 ) -> Runtime:
@@ -70,7 +71,7 @@ async def serve(
 
     Args:
         service: the neuron.
-        owns_process: whether the process is the neuron and nothing else.
+        mode: what the neuron is to its process.
         opened: told of the runtime as soon as it exists.
         ready: told when the service has started.
 
@@ -79,7 +80,7 @@ async def serve(
         Exception: whatever an `on_start` hook raised.
         CancelledError: the caller was cancelled; the neuron has stopped in order.
     """
-    runtime = service.open_runtime(asyncio.get_running_loop(), owns_process=owns_process)
+    runtime = service.open_runtime(asyncio.get_running_loop(), mode=mode)
     opened(runtime)
     end_checks = asyncio.Event()
     checks = asyncio.create_task(service.checks.run(end_checks), name="dependency-checks")
@@ -149,9 +150,13 @@ def _why(error: BaseException) -> str:
     return f"its start failed: {type(error).__name__}: {error}"
 
 
-def run_in_main_thread(service: Service) -> None:
-    """Run until SIGTERM, SIGINT or a command stops the neuron. A restart replaces the process; if
-    that fails the neuron runs again in this one, and the restart's command says why.
+def run_in_main_thread(service: Service, mode: Mode) -> str:
+    """Run until SIGTERM, SIGINT or a command stops the neuron, or nothing is left to do. A restart
+    replaces the process; if that fails the neuron runs again in this one, and the restart's
+    command says why.
+
+    Returns:
+        Why it failed, for people; "" if it did not.
 
     Raises:
         LifecycleError: this is not the main thread, or a loop runs in it already.
@@ -167,11 +172,12 @@ def run_in_main_thread(service: Service) -> None:
     else:
         raise LifecycleError("an event loop runs here already: use `await neuron.serve()`")
     folder = Path.cwd()
-    while (runtime := _run_once(service, folder)).restart_wanted:
+    while (runtime := _run(service, mode, folder)).restart_wanted:
         _execute_again(runtime, folder)
+    return runtime.failure
 
 
-def _run_once(service: Service, folder: Path) -> Runtime:
+def _run(service: Service, mode: Mode, folder: Path) -> Runtime:
     left = threading.Event()
     with _signals() as opened:
 
@@ -179,7 +185,7 @@ def _run_once(service: Service, folder: Path) -> Runtime:
             opened(runtime)
             threading.Thread(target=_force, args=(runtime, left, folder), daemon=True).start()
 
-        runtime = asyncio.run(serve(service, owns_process=True, opened=on_open))
+        runtime = asyncio.run(serve(service, mode=mode, opened=on_open))
         left.set()
     return runtime
 

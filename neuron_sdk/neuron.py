@@ -39,6 +39,7 @@ from neuron_sdk.health import DEFAULT_ALERT_SCORE, default_health_score
 from neuron_sdk.lifecycle import Hook
 from neuron_sdk.logs import configure_logging
 from neuron_sdk.metrics import DEFAULT_BOUNDS, Counter, Gauge, Histogram, Measurement, Metrics
+from neuron_sdk.mode import Mode
 from neuron_sdk.payload import (
     MAX_DETAILS_BYTES,
     MAX_DETAILS_DEPTH,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 STOP_TIMEOUT_S = 40.0
+EXIT_FAILED = 1
 EXIT_CONFIG = 2
 _DEFAULT_HEARTBEAT_TIMEOUT_S = 120.0
 
@@ -279,11 +281,18 @@ class Neuron:
 
     # ---- running
 
-    def run(self) -> None:
+    def run(self, *, once: bool = False) -> None:
         """Run until SIGTERM, SIGINT (twice: at once) or a command stops it. In the main thread.
 
         The process is the neuron's: a setting that cannot be used ends it with exit code 2 and one
         line on stderr.
+
+        Args:
+            once: for cron jobs. Hold no stream: show that the neuron is there, carry out the
+                commands that wait for it, report, and return when none is left. If the federation
+                is away for a minute, refuses the neuron, or has heard from another process of it
+                since, the process ends with exit code 1 and one line on stderr; what could not be
+                sent is sent by the next run.
 
         Raises:
             LifecycleError: it runs already, or this is not the main thread.
@@ -292,10 +301,13 @@ class Neuron:
         try:
             self.settings()
             self._configure_logging()
-            lifecycle.run_in_main_thread(self)
+            failure = lifecycle.run_in_main_thread(self, Mode.ONCE if once else Mode.PROCESS)
         except ConfigError as error:
             sys.stderr.write(f"neuron: {error}\n")
             raise SystemExit(EXIT_CONFIG) from None
+        if failure:
+            sys.stderr.write(f"neuron: {failure}\n")
+            raise SystemExit(EXIT_FAILED)
 
     async def serve(self) -> None:
         """Run in this event loop until it is told to stop, or cancelled. No signal is touched.
@@ -346,7 +358,7 @@ class Neuron:
         """The TCP port of /health, /status and /metrics; None if they are not served."""
         return self._runtime.http_port if self._runtime is not None else None
 
-    def open_runtime(self, loop: asyncio.AbstractEventLoop, *, owns_process: bool) -> Runtime:
+    def open_runtime(self, loop: asyncio.AbstractEventLoop, *, mode: Mode) -> Runtime:
         """Start everything that belongs to the SDK; for `lifecycle` alone."""
         # gRPC and protobuf come with the runtime: a neuron that is only built, or tested, or
         # imported for one isolated handler, does not pay for them.
@@ -365,7 +377,7 @@ class Neuron:
             reports=self._reports,
             workers=self.workers,
         )
-        self._runtime = Runtime(parts, loop, owns_process=owns_process)
+        self._runtime = Runtime(parts, loop, mode=mode)
         return self._runtime
 
     def describe(self, settings: Settings) -> NeuronDescription:

@@ -16,6 +16,10 @@ class Recovery:
     """What to do, for people; "" if it will pass by itself."""
     register_again: bool = False
 
+    def tell(self, failure: object) -> str:
+        """The failure with its remedy, for people."""
+        return f"{failure}; {self.remedy}" if self.remedy else str(failure)
+
 
 def _slow(remedy: str, *, register_again: bool = False) -> Recovery:
     return Recovery(True, remedy, register_again)

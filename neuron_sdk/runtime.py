@@ -26,8 +26,11 @@ from neuron_sdk.executor import Executor
 from neuron_sdk.health import HealthReport
 from neuron_sdk.intervals import Intervals
 from neuron_sdk.journal import Journal, interrupted_update
+from neuron_sdk.link import Connection, LinkParts
 from neuron_sdk.logs import get_logger
+from neuron_sdk.mode import Mode
 from neuron_sdk.offload import offload
+from neuron_sdk.pull_session import PullSession
 from neuron_sdk.registration import Registration, TokenFile
 from neuron_sdk.reporter import Reporter
 from neuron_sdk.reports import Reports
@@ -66,15 +69,13 @@ class Parts:
 class Runtime:
     """Everything that runs of one neuron, from its start to its end."""
 
-    def __init__(
-        self, parts: Parts, work_loop: asyncio.AbstractEventLoop, *, owns_process: bool
-    ) -> None:
+    def __init__(self, parts: Parts, work_loop: asyncio.AbstractEventLoop, *, mode: Mode) -> None:
         """Opens STATE_DIR and starts the control thread.
 
         Args:
             parts: what the neuron was built of.
             work_loop: the service's loop; the caller runs in it.
-            owns_process: whether the process is this neuron and nothing else.
+            mode: what the neuron is to its process.
 
         Raises:
             ConfigError: STATE_DIR cannot be used, or is in use.
@@ -82,8 +83,10 @@ class Runtime:
         self._parts = parts
         self._work_loop = work_loop
         self._stall_watch = StallWatch(self._on_work)
-        self._owns_process = owns_process
+        self._mode = mode
         self.stop_reason = ""
+        self.failure = ""
+        """Why it has ended without being told to, for people; "" if all went well."""
         self.restart_wanted = False
         self.commands_stopped = asyncio.Event()
         """On the work loop: no command runs any more, and the service itself is to end."""
@@ -178,7 +181,7 @@ class Runtime:
 
     async def restart(self, of: Attempt, reason: str) -> None:
         """Begin to stop, to be started again by `lifecycle`; the next process finishes `of`."""
-        if not self._owns_process:
+        if not self._mode.owns_process:
             raise CommandFailed(
                 "NOT_SUPPORTED",
                 "this neuron is a part of a larger program, which must restart it itself; only "
@@ -228,7 +231,7 @@ class Runtime:
 
     def set_log_level(self, level: str) -> None:
         """The whole process's if it is ours, else the SDK's own."""
-        logging.getLogger(None if self._owns_process else "neuron_sdk").setLevel(level)
+        logging.getLogger(None if self._mode.owns_process else "neuron_sdk").setLevel(level)
 
     def pause(self) -> None:
         """Start no more commands."""
@@ -283,23 +286,11 @@ class Runtime:
             self._parts.reports, self._parts.vitals, self._spool, self._intervals
         )
         self._parts.reports.listen(lambda: self._on_control(self._reporter.hurry))
-        self._session = Session(
-            target=settings.target,
-            instance_id=self._instance_id,
-            registration=Registration(
-                self._parts.description, settings.enrollment_token, TokenFile(self._state.token)
-            ),
-            enrollable=bool(settings.enrollment_token),
-            refusal_retry=settings.refusal_retry,
-            spool=self._spool,
-            executor=self._executor,
-            intervals=self._intervals,
-            vitals=self._take_vitals,
-        )
+        self._session = self._connection()
         self._parts.builtins.attach(self)
         started.set_result(None)
         tasks = [
-            asyncio.create_task(self._session.run(), name="session"),
+            asyncio.create_task(self._hold_session(), name="session"),
             asyncio.create_task(self._reporter.run(), name="reports"),
             asyncio.create_task(self._stall_watch.run(), name="stall-watch"),
         ]
@@ -307,14 +298,48 @@ class Runtime:
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             ended, _ = await asyncio.wait([stop, *tasks], return_when="FIRST_COMPLETED")
-            for task in ended - {stop}:
-                # None of them ends by itself: a fault of ours stops the neuron, in order.
-                self.request_stop(f"internal fault in {task.get_name()}: {task.exception()!r}")
+            for vital in tasks:
+                if vital in ended:
+                    self._note_end(vital)
             await self._wind_down()
         finally:
             for task in [stop, back, *tasks]:
                 task.cancel()
             await asyncio.gather(stop, back, *tasks, return_exceptions=True)
+
+    def _connection(self) -> Connection:
+        settings = self._parts.settings
+        parts = LinkParts(
+            target=settings.target,
+            instance_id=self._instance_id,
+            registration=Registration(
+                self._parts.description, settings.enrollment_token, TokenFile(self._state.token)
+            ),
+            enrollable=bool(settings.enrollment_token),
+            spool=self._spool,
+            executor=self._executor,
+            intervals=self._intervals,
+            vitals=self._take_vitals,
+        )
+        if self._mode is Mode.ONCE:
+            return PullSession(parts)
+        return Session(parts, refusal_retry=settings.refusal_retry)
+
+    async def _hold_session(self) -> None:
+        if self._mode is Mode.ONCE:
+            await self._ready.wait()  # a lease is for what can run at once
+        await self._session.run()
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """One of the tasks that a neuron lives by has ended by itself: it stops, in order."""
+        fault = task.exception()
+        if fault is None and self._session.failure:
+            self.request_stop(self._session.failure)
+        elif fault is None and self._mode is Mode.ONCE:
+            self.request_stop("nothing is left to do")
+        else:
+            self.failure = f"internal fault in {task.get_name()}: {fault!r}"
+            self.request_stop(self.failure)
 
     def _open(self) -> None:
         self._executor.open(self._work_loop)
@@ -340,6 +365,7 @@ class Runtime:
         if not self._hurried:
             await self._session.flush(FLUSH_S)
         await self._session.say_goodbye(self.stop_reason)
+        self.failure = self.failure or self._session.failure
 
     async def _take_vitals(self) -> Vitals:
         # The host may hang (a dead network disk), and so may the service's health function: then

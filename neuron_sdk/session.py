@@ -12,35 +12,24 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
-from federation.v1 import errors_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.session_service_pb2_grpc import SessionServiceStub
 from neuron_sdk.backoff import Backoff
 from neuron_sdk.channel import RpcFailure, open_channel, read_failure
-from neuron_sdk.convert import (
-    durable_message,
-    from_delivery,
-    from_duration,
-    heartbeat_message,
-    to_timestamp,
-)
-from neuron_sdk.executor import Executor
-from neuron_sdk.intervals import Intervals, SessionIntervals
-from neuron_sdk.journal import refused_update
+from neuron_sdk.convert import durable_message, from_duration, heartbeat_message, to_timestamp
+from neuron_sdk.inbox import Inbox, reason_name
+from neuron_sdk.link import Link, LinkParts
 from neuron_sdk.logs import get_logger
 from neuron_sdk.payload import clean_text
 from neuron_sdk.recovery import recover
-from neuron_sdk.registration import Registration
-from neuron_sdk.spool import Attempt, MessageKind, Spool
+from neuron_sdk.spool import MessageKind
 from neuron_sdk.version import __version__
-from neuron_sdk.vitals import Vitals
 
 if TYPE_CHECKING:  # a name of the stubs' types only
     from federation.v1.session_service_pb2_grpc import SessionServiceAsyncStub
@@ -55,18 +44,6 @@ Stream = Any  # grpc.aio.StreamStreamCall[pb.NeuronMessage, pb.FederationMessage
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """How the neuron stands with the federation, for the status page."""
-
-    connected: bool = False
-    session_id: str = ""
-    epoch: int = 0
-    server_version: str = ""
-    problem: str = ""
-    """Why it is not connected, with the remedy if there is one."""
-
-
 class _Over(Exception):
     """The session is to end, for a reason of ours."""
 
@@ -78,29 +55,18 @@ class _Over(Exception):
 class Session:
     """One neuron's sessions, one after the other. Belongs to the control loop."""
 
-    def __init__(
-        self,
-        *,
-        target: str,
-        instance_id: str,
-        registration: Registration,
-        enrollable: bool,
-        refusal_retry: float,
-        spool: Spool,
-        executor: Executor,
-        intervals: Intervals,
-        vitals: Callable[[], Awaitable[Vitals]],
-    ) -> None:
-        """`vitals` is asked for each heartbeat; `refusal_retry` is Settings'."""
-        self._target = target
-        self._instance_id = instance_id
-        self._registration = registration
-        self._enrollable = enrollable
+    def __init__(self, parts: LinkParts, *, refusal_retry: float) -> None:
+        """`refusal_retry` is Settings'."""
+        self._target = parts.target
+        self._instance_id = parts.instance_id
+        self._registration = parts.registration
+        self._enrollable = parts.enrollable
         self._refusal_retry = refusal_retry
-        self._spool = spool
-        self._executor = executor
-        self._intervals = intervals
-        self._vitals = vitals
+        self._spool = parts.spool
+        self._executor = parts.executor
+        self._intervals = parts.intervals
+        self._vitals = parts.vitals
+        self._inbox = Inbox(parts.executor, parts.spool, parts.intervals)
         self._backoff = Backoff()
         self._loop = asyncio.get_running_loop()
         self._append = asyncio.Event()
@@ -113,7 +79,9 @@ class Session:
         self.link = Link()
         self.opened = asyncio.Event()
         """Set once the first session is open."""
-        spool.listen(
+        self.failure = ""
+        """Always "": it never gives up."""
+        self._spool.listen(
             lambda: self._call_soon(self._append.set), lambda: self._call_soon(self._renewed.set)
         )
 
@@ -174,8 +142,7 @@ class Session:
         if plan.register_again:
             self._registration.forget()
         at_least = max(self._refusal_retry if plan.slow else 0.0, failure.retry_after)
-        problem = f"{failure}; {plan.remedy}" if plan.remedy else str(failure)
-        return self._backoff.next_s(self._loop.time(), at_least=at_least), problem
+        return self._backoff.next_s(self._loop.time(), at_least=at_least), plan.tell(failure)
 
     # ---- one session
 
@@ -247,7 +214,7 @@ class Session:
         if welcome.last_sequence:
             self._spool.ack(welcome.last_sequence)
         self._in_flight.clear()
-        self._obey(welcome.settings)
+        self._inbox.obey(welcome.settings)
         self._backoff.opened(self._loop.time())
         self.link = Link(True, welcome.session_id, welcome.epoch, welcome.server_version)
         self.opened.set()
@@ -298,13 +265,11 @@ class Session:
     def _obey_message(self, message: pb.FederationMessage) -> None:
         match message.WhichOneof("message"):
             case "command":
-                self._executor.deliver(from_delivery(message.command))
+                self._inbox.take(message.command)
             case "cancel_command":
-                given_up = message.cancel_command
-                of = Attempt(given_up.command_id, max(1, given_up.attempt))
-                self._executor.cancel(of, clean_text(given_up.reason, 1024))
+                self._inbox.cancel(message.cancel_command)
             case "settings":
-                self._obey(message.settings)
+                self._inbox.obey(message.settings)
             case "refusal":
                 self._note_refusal(message.refusal)
         # After a refusal, which speaks of a message that the acknowledgement covers.
@@ -314,18 +279,6 @@ class Session:
             after = from_duration(message.reconnect.after)
             raise _Over(f"asked to come back: {message.reconnect.reason}", after)
 
-    def _obey(self, settings: pb.SessionSettings) -> None:
-        beat, report = (
-            settings.HasField("heartbeat_interval"),
-            settings.HasField("analytics_interval"),
-        )
-        self._intervals.obey(
-            SessionIntervals(
-                from_duration(settings.heartbeat_interval) if beat else None,
-                from_duration(settings.analytics_interval) if report else None,
-            )
-        )
-
     def _acknowledge(self, sequence: int) -> None:
         self._spool.ack(sequence)
         while self._in_flight and self._in_flight[0][0] <= sequence:
@@ -334,19 +287,8 @@ class Session:
 
     def _note_refusal(self, refusal: pb.Refusal) -> None:
         violations = "; ".join(f"{v.field}: {v.description}" for v in refusal.field_violations)
-        detail = violations or refusal.detail
-        reason = _reason(refusal.reason)
-        _log.error(
-            "the federation refused a message",
-            action="session.refused",
-            message_kind=refusal.message,
-            sequence=refusal.sequence,
-            reason=reason,
-            detail=detail,
-        )
-        if refusal.sequence:
-            text = clean_text(f"{reason}: {detail}", 1024)
-            self._spool.refuse(refusal.sequence, lambda of: refused_update(text, of))
+        reason, detail = reason_name(refusal.reason), violations or refusal.detail
+        self._inbox.note_refusal(refusal.sequence, refusal.message, reason, detail)
 
     # ---- up
 
@@ -427,11 +369,3 @@ async def _status(stream: Stream) -> RpcFailure:
         details=await stream.details(),
     )
     return read_failure(error)
-
-
-def _reason(value: int) -> str:
-    try:
-        name: str = errors_pb2.ErrorReason.Name(value)  # type: ignore[arg-type]
-    except ValueError:
-        return f"reason {value}"
-    return name.removeprefix("ERROR_REASON_")

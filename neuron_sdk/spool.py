@@ -170,6 +170,10 @@ class Spool:
             durable=False,
         )
 
+    def unreported(self, most: int) -> Future[list[Attempt]]:
+        """The attempts that have ended and whose end the federation has not confirmed."""
+        return self._submit(lambda store: store.unreported(most), appends=False, durable=False)
+
     def close(self) -> None:
         """Finish what waits, and close the file. Blocks until it is done."""
         self._jobs.put(None)

@@ -215,6 +215,15 @@ class SpoolStore:
             self.handed_out = max(self.handed_out, answer[-1].sequence)
         return answer
 
+    def unreported(self, most: int) -> list[Attempt]:
+        """The first attempts whose finish waits to be acknowledged."""
+        rows = self.connection.execute(
+            "SELECT command_id, attempt FROM outbox WHERE kind = ? "
+            "GROUP BY command_id, attempt ORDER BY min(sequence) LIMIT ?",
+            (MessageKind.FINISH, most),
+        )
+        return [Attempt(command_id, attempt) for command_id, attempt in rows.fetchall()]
+
     def trim(self, ack_sequence: int) -> None:
         """Forget every message up to `ack_sequence`: the federation has stored them."""
         if ack_sequence < self.first_sequence or not self.pending:

@@ -10,7 +10,7 @@ from pathlib import Path
 import neuron_sdk
 
 SDK = Path(neuron_sdk.__file__).parent
-EDGE = {"channel", "convert", "registration", "session"} | {
+EDGE = {"channel", "convert", "inbox", "pull_session", "registration", "session"} | {
     "fake_federation",
     "fake_ledger",
     "fake_server",
