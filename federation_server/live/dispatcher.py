@@ -21,7 +21,12 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_released
 from federation_server.live.session import Cancel, Delivery, Sessions
 from federation_server.store import batches, dispatch
-from federation_server.store.database import Connection, Database, bounded, first_line
+from federation_server.store.database import (
+    Database,
+    OwnConnection,
+    bounded,
+    first_line,
+)
 from federation_server.store.dispatch import Claimed, ClaimedCancel, ClaimedCommand
 
 log = structlog.get_logger(__name__)
@@ -40,7 +45,6 @@ class Dispatcher:
         self, database: Database, server_id: str, sessions: Sessions, metrics: Metrics
     ) -> None:
         """Sends nothing before `run`."""
-        self._database = database
         self._server_id = server_id
         self._sessions = sessions
         self._metrics = metrics
@@ -48,7 +52,7 @@ class Dispatcher:
         self._doubtful: set[tuple[str, int]] = set()
         self._batches: set[str] = set()
         self._wake = asyncio.Event()
-        self._connection: Connection | None = None
+        self._connection = OwnConnection(database, "dispatcher")
 
     def wake(self, neuron_id: str) -> None:
         """Something may wait for that neuron."""
@@ -74,7 +78,7 @@ class Dispatcher:
                     await self._round()
                     backoff.reset()
                 except psycopg.Error as error:
-                    await self._disconnect()
+                    await self._connection.close()
                     log.warning(
                         "dispatch failed, will be repeated",
                         action="dispatcher_retry",
@@ -84,7 +88,7 @@ class Dispatcher:
                     self._doubtful &= {(each.neuron_id, each.epoch) for each in self._sessions}
                     self.wake_all()
         finally:
-            await self._disconnect()
+            await self._connection.close()
 
     async def _round(self) -> None:
         """Waits for a wake-up or for the next scan, and sends what there is."""
@@ -105,7 +109,7 @@ class Dispatcher:
             if (session := self._sessions.get(neuron_id)) is not None
         ]
         if sessions:
-            connection = await self._connected()
+            connection = await self._connection.get()
             doubtful = self._doubtful.intersection(sessions)
             # Until the answer is here nobody knows whether PostgreSQL has marked commands SENT that
             # this server never saw.
@@ -119,7 +123,7 @@ class Dispatcher:
 
     async def _scan(self) -> None:
         """Finds what nobody told of."""
-        connection = await self._connected()
+        connection = await self._connection.get()
         with bounded(connection, CLAIM_TIMEOUT_S):
             found = await dispatch.neurons_with_work(connection, self._server_id)
         self._woken.update(found)
@@ -127,7 +131,7 @@ class Dispatcher:
 
     async def _release(self, batch_ids: Collection[str] | None) -> None:
         """Lets more commands of batches go, wherever their neurons are."""
-        connection = await self._connected()
+        connection = await self._connection.get()
         with bounded(connection, CLAIM_TIMEOUT_S):
             released = await batches.release(connection, batch_ids)
             elsewhere = [each for each in released if each[1] not in {"", self._server_id}]
@@ -147,16 +151,6 @@ class Dispatcher:
             elif each.execution is not Execution.AT_MOST_ONCE or session.first(each.command_id):
                 self._metrics.commands_sent.inc()
                 session.send(delivery(each))
-
-    async def _connected(self) -> Connection:
-        if self._connection is None:
-            self._connection = await self._database.connect("dispatcher")
-        return self._connection
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
 
 
 def delivery(command: ClaimedCommand) -> Delivery:

@@ -20,7 +20,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_released
 from federation_server.store import issuing
 from federation_server.store.commands import CommandRecord, NewCommand, preview
-from federation_server.store.database import Connection, Database, bounded
+from federation_server.store.database import Connection, Database, OwnConnection, bounded
 from federation_server.store.issuing import Known, Target
 
 MOST_AT_ONCE = 200
@@ -60,13 +60,12 @@ class Issuer:
         self, database: Database, server_id: str, dispatcher: Dispatcher, metrics: Metrics
     ) -> None:
         """Issues nothing before `run`."""
-        self._database = database
         self._server_id = server_id
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._waiting: list[Request] = []
         self._wake = asyncio.Event()
-        self._connection: Connection | None = None
+        self._connection = OwnConnection(database, "issuer", shared=True)
 
     async def issue(self, request: Request) -> Issued:
         """Issues a command, unless its issuer has used the request_id before. A dry run's command
@@ -91,17 +90,16 @@ class Issuer:
                     self._wake.clear()
                 await self._handle(requests)
         finally:
-            await self._disconnect()
+            await self._connection.close()
             for request in self._waiting:
                 request.answer.cancel()
 
     async def _handle(self, requests: Sequence[Request]) -> None:
         """Answers every request. What the database will not take fails for its caller alone."""
         try:
-            if self._connection is None:
-                self._connection = await self._database.connect("issuer", shared=True)
-            with bounded(self._connection, ISSUE_TIMEOUT_S):
-                await self._issue(self._connection, requests)
+            connection = await self._connection.get()
+            with bounded(connection, ISSUE_TIMEOUT_S):
+                await self._issue(connection, requests)
         except psycopg.DataError as error:
             if len(requests) == 1:
                 requests[0].fail(error)
@@ -109,7 +107,7 @@ class Issuer:
             for request in requests:
                 await self._handle([request])
         except psycopg.Error as error:
-            await self._disconnect()
+            await self._connection.close()
             for request in requests:
                 request.fail(error)
 
@@ -168,8 +166,3 @@ class Issuer:
             (request, record or known[request.issuer, request.request_id])
             for (request, _, _), record in zip(new, records, strict=True)
         ]
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()

@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 SWEEP_INTERVAL_S = 1.0
 HOUSEKEEPING_INTERVAL_S = 60.0
 LATE = timedelta(seconds=4)
-"""How long after a round's beginning its verdicts may be reached, and after its end the next one
-may begin."""
+"""How long after a round's beginning its verdicts may be reached, and how much later than it should
+the next one may begin."""
 
 SWEEP_TIMEOUT_S = 30.0
 RETRY_INTERVAL_S = 2.0
@@ -104,9 +104,10 @@ class Sweeper:
                         await self._keep_house(connection)
                     if time.monotonic() - began >= self._patience_s:
                         await self._mark_down(connection, until=now + LATE)
-                        await self._end_commands(connection)
+                        await self._end_commands(connection, until=now + LATE)
                     await self._expire(connection)
-                    due = await presence.clock(connection) + LATE
+                # From this round's beginning: a pause within it counts as well.
+                due = now + timedelta(seconds=SWEEP_INTERVAL_S) + LATE
                 await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def _locked(self, connection: Connection) -> bool:
@@ -131,12 +132,13 @@ class Sweeper:
         for kind, number in (await presence.count(connection)).items():
             self._metrics.neurons.labels(presence=Presence(kind).value).set(number)
 
-    async def _end_commands(self, connection: Connection) -> None:
+    async def _end_commands(self, connection: Connection, *, until: datetime) -> None:
         """Ends what takes too long, or was lost. Who has to be told finds it by a scan."""
-        self._changed(await timers.time_out_late(connection, self._server_id))
-        self._changed(await leases.end_expired(connection, self._server_id))
+        own = self._server_id
+        self._changed(await timers.time_out_late(connection, own, until=until))
+        self._changed(await leases.end_expired(connection, own, until=until))
         self._changed(
-            await timers.give_up_lost(connection, self._server_id, lost_after=self._lost_after)
+            await timers.give_up_lost(connection, own, lost_after=self._lost_after, until=until)
         )
 
     async def _expire(self, connection: Connection) -> None:

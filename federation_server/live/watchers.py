@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import psycopg
 
 from federation_server.store import following
-from federation_server.store.database import Connection, Database, bounded
+from federation_server.store.database import Database, OwnConnection, bounded
 from federation_server.store.following import News
 
 LOOK_INTERVAL_S = 1.0
@@ -74,11 +74,10 @@ class CommandWatchers:
 
     def __init__(self, database: Database) -> None:
         """Reads nothing before `run`."""
-        self._database = database
         self._watches: dict[str, set[Watch]] = {}
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
-        self._connection: Connection | None = None
+        self._connection = OwnConnection(database, "watchers", shared=True)
         self.closed = False
 
     @contextmanager
@@ -124,7 +123,7 @@ class CommandWatchers:
                 if wanted:
                     await self._read(wanted)
         finally:
-            await self._disconnect()
+            await self._connection.close()
 
     async def _read(self, wanted: Iterable[str]) -> None:
         asked = [
@@ -136,12 +135,11 @@ class CommandWatchers:
             for command_id in wanted
         ]
         try:
-            if self._connection is None:
-                self._connection = await self._database.connect("watchers", shared=True)
-            with bounded(self._connection, READ_TIMEOUT_S):
-                found = await following.read(self._connection, asked)
+            connection = await self._connection.get()
+            with bounded(connection, READ_TIMEOUT_S):
+                found = await following.read(connection, asked)
         except psycopg.Error as error:
-            await self._disconnect()
+            await self._connection.close()
             self._end_all(error)
             return
         for command_id, news in found.items():
@@ -155,8 +153,3 @@ class CommandWatchers:
         for watches in self._watches.values():
             for watch in watches:
                 watch.end(fault)
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()

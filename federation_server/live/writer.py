@@ -32,7 +32,12 @@ from federation_server.domain.command import CommandUpdate, Finished
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
 from federation_server.store import ingest, partitions
-from federation_server.store.database import Connection, Database, bounded, first_line
+from federation_server.store.database import (
+    Database,
+    OwnConnection,
+    bounded,
+    first_line,
+)
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
 from federation_server.store.ledger import ChangedCommand
 
@@ -156,7 +161,6 @@ class Writer:
         changed: Callable[[Sequence[ChangedCommand]], None],
     ) -> None:
         """`changed` is called with the commands that a committed batch has changed."""
-        self._database = database
         self._metrics = metrics
         self._flush_interval_s = flush_interval.total_seconds()
         self._oldest_point = oldest_point
@@ -174,7 +178,7 @@ class Writer:
         self._stopping = False
         self._partitions_made = False
         self._backoff = Backoff(first_s=0.1, most_s=2.0)
-        self._connection: Connection | None = None
+        self._connection = OwnConnection(database, "writer")
 
     def heartbeat(self, sender: Sender, item: HeartbeatItem) -> bool:
         """Takes a neuron's newest heartbeat; an older one that still waits is dropped. Says whether
@@ -230,7 +234,7 @@ class Writer:
                 await self._linger()
                 await self._flush(self._take())
         finally:
-            await self._disconnect()
+            await self._connection.close()
 
     async def stop(self, *, within: timedelta) -> bool:
         """Writes what still waits, in bounded time; says whether all of it is committed."""
@@ -298,7 +302,7 @@ class Writer:
         except psycopg.Error as error:
             self._waiting = batch.before(self._waiting)
             self._wake.set()
-            await self._disconnect()
+            await self._connection.close()
             delay_s = self._backoff.next_s()
             self._metrics.flush_failures.inc()
             log.warning(
@@ -349,11 +353,10 @@ class Writer:
         self._finish(batch, outcome)
 
     async def _apply(self, batch: _Batch) -> Outcome:
-        if self._connection is None:
-            self._connection = await self._database.connect("writer")
-        with bounded(self._connection, FLUSH_TIMEOUT_S):
+        connection = await self._connection.get()
+        with bounded(connection, FLUSH_TIMEOUT_S):
             return await ingest.apply(
-                self._connection,
+                connection,
                 [item for _, item in batch.heartbeats.values()],
                 [item for _, item, _ in batch.durables],
                 batch.closed,
@@ -409,16 +412,11 @@ class Writer:
 
     async def _make_partitions(self) -> None:
         """Makes the partitions that late reports, or a clock that jumped, need."""
-        assert self._connection is not None
-        day: date = await partitions.today(self._connection)
+        connection = await self._connection.get()
+        day: date = await partitions.today(connection)
         days = [
             day + timedelta(days=offset)
             for offset in range(-self._oldest_point.days - 1, partitions.DAYS_AHEAD + 1)
         ]
-        await partitions.ensure(self._connection, partitions.PARTITIONED_TABLES, days)
+        await partitions.ensure(connection, partitions.PARTITIONED_TABLES, days)
         self._partitions_made = True  # until a commit succeeds: nothing is made twice in a row
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
@@ -44,6 +45,11 @@ RETRY_INTERVAL_S = 2.0
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 """A psycopg connection of the runtime's own."""
 
+
+SURE_FOR_S = 0.5
+"""How long a connection that worked is taken to work."""
+
+PING_TIMEOUT_S = 2.0
 
 _OPTIONS = " ".join(
     f"-c {setting}"
@@ -207,6 +213,43 @@ class Database:
     async def close(self) -> None:
         """Closes the pool."""
         await self.engine.dispose()
+
+
+class OwnConnection:
+    """A connection of one part of the server: made when it is needed, and again after it broke."""
+
+    def __init__(self, database: Database, name: str, *, shared: bool = False) -> None:
+        """Connects to nothing yet; the arguments are those of `Database.connect`."""
+        self._database = database
+        self._name = name
+        self._shared = shared
+        self._connection: Connection | None = None
+        self._used = 0.0
+
+    async def get(self) -> Connection:
+        """The connection. One that callers wait for is asked first whether it still works, unless
+        it did a moment ago: an outage that is over is none of theirs.
+
+        Raises:
+            psycopg.Error: PostgreSQL does not answer.
+        """
+        now = time.monotonic()
+        if self._connection is not None and self._shared and now - self._used > SURE_FOR_S:
+            try:
+                with bounded(self._connection, PING_TIMEOUT_S):
+                    await self._connection.execute(b"SELECT")
+            except psycopg.Error:
+                await self.close()
+        if self._connection is None:
+            self._connection = await self._database.connect(self._name, shared=self._shared)
+        self._used = now
+        return self._connection
+
+    async def close(self) -> None:
+        """Gives the connection up; the next `get` makes another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
 
 @contextmanager

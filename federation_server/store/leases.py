@@ -11,6 +11,7 @@ from federation_server.store import batches, dispatch, ledger
 from federation_server.store.database import Connection
 from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
 from federation_server.store.ledger import IN_FLIGHT, ChangedCommand
+from federation_server.store.presence import NEVER
 
 LEASE_EXPIRED = "LEASE_EXPIRED"
 _MOST = 1000
@@ -96,7 +97,7 @@ _EXPIRED = f"""
 SELECT c.command_id::text, c.execution = 'AT_MOST_ONCE'
 FROM commands c JOIN neuron_states s USING (neuron_id)
 WHERE c.state IN {IN_FLIGHT} AND c.session_epoch = s.session_epoch
-  AND NOT s.session_open AND s.lease_expire_time < now()
+  AND NOT s.session_open AND s.lease_expire_time < now() AND now() <= %(until)s
 ORDER BY c.command_id LIMIT %(most)s
 FOR NO KEY UPDATE OF c SKIP LOCKED
 """
@@ -195,10 +196,14 @@ async def _release(connection: Connection, neuron_id: str) -> None:
         await batches.release(connection, holding, wait=True)
 
 
-async def end_expired(connection: Connection, server_id: str) -> list[ChangedCommand]:
-    """Ends the attempts of processes that have let their lease run out; returns the commands."""
+async def end_expired(
+    connection: Connection, server_id: str, *, until: datetime = NEVER
+) -> list[ChangedCommand]:
+    """Ends the attempts of processes that have let their lease run out; returns the commands.
+    `until` as in `timers.time_out_late`.
+    """
     async with connection.transaction():
-        cursor = await connection.execute(_EXPIRED.encode(), {"most": _MOST})
+        cursor = await connection.execute(_EXPIRED.encode(), {"most": _MOST, "until": until})
         once: dict[str, bool] = dict(await cursor.fetchall())
         rows = await ledger.lock(connection, once)
         now = await ledger.now(connection)

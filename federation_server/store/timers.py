@@ -7,12 +7,13 @@ time to say what they know.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from federation_server.domain.command import Lateness, lose, time_out
 from federation_server.store import ledger
 from federation_server.store.database import Connection
 from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand
+from federation_server.store.presence import NEVER
 
 RUN_GRACE = timedelta(seconds=10)
 """How much longer than its run_timeout a command may take to say that it has timed out: the neuron
@@ -59,6 +60,7 @@ CROSS JOIN LATERAL (VALUES
     ('PROGRESS_TIMEOUT', c.progress_timeout, c.progress_time, c.state = 'RUNNING', interval '0')
 ) AS late (code, span, since, applies, grace)
 WHERE c.state IN {IN_FLIGHT} AND late.applies AND now() - late.since > late.span + late.grace
+  AND now() <= %(until)s
 ORDER BY c.command_id LIMIT %(most)s
 FOR NO KEY UPDATE OF c SKIP LOCKED
 """
@@ -80,7 +82,7 @@ CROSS JOIN LATERAL (SELECT CASE
          AND c.expire_time < now() AND NOT coalesce(s.lease_expire_time > now(), false)
         THEN 'its neuron is away, and its time is over'
     END) AS lost (reason)
-WHERE c.state IN {IN_FLIGHT} AND lost.reason IS NOT NULL
+WHERE c.state IN {IN_FLIGHT} AND lost.reason IS NOT NULL AND now() <= %(until)s
 ORDER BY c.command_id LIMIT %(most)s
 FOR NO KEY UPDATE OF c SKIP LOCKED
 """
@@ -92,10 +94,16 @@ async def expire(connection: Connection, server_id: str, *, most: int = _MOST) -
     return [command_id for (command_id,) in await cursor.fetchall()]
 
 
-async def time_out_late(connection: Connection, server_id: str) -> list[ChangedCommand]:
-    """Ends the attempts that take longer than they may; returns the commands."""
+async def time_out_late(
+    connection: Connection, server_id: str, *, until: datetime = NEVER
+) -> list[ChangedCommand]:
+    """Ends the attempts that take longer than they may; returns the commands. After `until` it ends
+    none: who asked has been late.
+    """
     async with connection.transaction():
-        cursor = await connection.execute(_LATE.encode(), {"run_grace": RUN_GRACE, "most": _MOST})
+        cursor = await connection.execute(
+            _LATE.encode(), {"run_grace": RUN_GRACE, "most": _MOST, "until": until}
+        )
         late = {command_id: found for command_id, *found in await cursor.fetchall()}
         rows = await ledger.lock(connection, late)
         now = await ledger.now(connection)
@@ -110,16 +118,21 @@ async def time_out_late(connection: Connection, server_id: str) -> list[ChangedC
 
 
 async def give_up_lost(
-    connection: Connection, server_id: str, *, lost_after: timedelta
+    connection: Connection, server_id: str, *, lost_after: timedelta, until: datetime = NEVER
 ) -> list[ChangedCommand]:
     """Ends the commands of which nobody will say any more what became of them; returns them.
 
-    `lost_after` is how long a neuron has to be OFFLINE for that.
+    `lost_after` is how long a neuron has to be OFFLINE for that; `until` as in `time_out_late`.
     """
     async with connection.transaction():
         cursor = await connection.execute(
             _LOST.encode(),
-            {"patience": CANCEL_PATIENCE, "lost_after": lost_after, "most": _MOST},
+            {
+                "patience": CANCEL_PATIENCE,
+                "lost_after": lost_after,
+                "most": _MOST,
+                "until": until,
+            },
         )
         reasons: dict[str, str] = dict(await cursor.fetchall())
         rows = await ledger.lock(connection, reasons)

@@ -139,7 +139,7 @@ def test_a_command_that_waits_is_explained_cancelled_and_retried(console: Consol
     command_id = issued(console, "worker-1", "hold", *IN_AN_HOUR)
     document = console.json("command", "explain", command_id)
     assert document["facts"][0]["code"] == "WAITS_FOR_TIME"
-    assert "  1. it is not to be sent before" in console.says("command", "explain", command_id)
+    assert "  1. it is to be sent later" in console.says("command", "explain", command_id)
     code, _, errors = console.run("command", "retry", command_id)
     assert (code, "COMMAND_NOT_ENDED" in errors) == (1, True)
     said = console.says("command", "cancel", command_id, "--reason", "not needed", "--follow")
