@@ -1,6 +1,7 @@
 """A whole neuron in ten lines.
 
-Run it with `ENROLLMENT_TOKEN=fet_… python examples/ten_lines.py`.
+Run it with `ENROLLMENT_TOKEN=fet_… python examples/ten_lines.py`. As a cron job, which carries out
+what waits and ends: `ENROLLMENT_TOKEN=fet_… neuron run --once examples/ten_lines.py:neuron`.
 
 NEURON_ID and NEURON_TYPE, if they are set, take the place of the names below.
 """

@@ -2,8 +2,8 @@
 
 `PullSession.run` shows that the neuron is there, pulls commands until there are none, and reports
 every step of theirs. It makes one call at a time: so sequences arrive in order, and a pull names
-exactly what this process has. It is away for PATIENCE_S at most; what it could not send waits in
-the spool for the next run.
+exactly what this process has. It bears that the federation is away for PATIENCE_S; what it could
+not send waits in the spool for the next run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -39,6 +39,7 @@ PATIENCE_S = 60.0
 """How long the federation may be away. When it is over, so is the lease."""
 MOST_WAIT_S = 10.0
 """Between two tries."""
+_SHORTEST_CALL_S = 0.5
 _BATCH_MESSAGES = 32
 # The commands of one answer may be many, each with its data and its checkpoint.
 _MAX_ANSWER_BYTES = 16 * MAX_MESSAGE_BYTES
@@ -63,7 +64,8 @@ class PullSession:
         self._epoch = 0
         self._reported: pb.ReportCommandRequest | None = None
         self._known_sequence = parts.spool.state.next_sequence - 1
-        self._heard_at = self._loop.time()
+        self._failing: tuple[str, float] | None = None
+        """The call that has failed and not succeeded since, and when it began to."""
         self._renew_at = 0.0
         self._beat_at = 0.0
         self._with_host = True
@@ -116,7 +118,6 @@ class PullSession:
 
     async def _persist(self, work: Callable[[SessionServiceAsyncStub], Awaitable[object]]) -> None:
         """Carry `work` out, anew after each failure that may pass; or give up."""
-        self._heard_at = self._loop.time()
         while True:
             registering = not self._parts.registration.has_token
             try:
@@ -161,13 +162,13 @@ class PullSession:
     async def _register(self, stub: SessionServiceAsyncStub) -> None:
         if self._parts.registration.has_token:
             return
-        try:
-            async with asyncio.timeout(self._patience_left):
-                await self._parts.registration.ensure(stub)
-        except TimeoutError:
-            what = f"no answer from {self._parts.target}"
-            raise RpcFailure("DEADLINE_EXCEEDED", "", what) from None
-        self._heard_at = self._loop.time()
+        with self._counted("Register"):
+            try:
+                async with asyncio.timeout(self._patience_left):
+                    await self._parts.registration.ensure(stub)
+            except TimeoutError:
+                what = f"no answer from {self._parts.target}"
+                raise RpcFailure("DEADLINE_EXCEEDED", "", what) from None
 
     def _weigh(self, failure: RpcFailure, *, registering: bool) -> tuple[float, str]:
         """How long to wait, and what is wrong; gives up if waiting does not help."""
@@ -183,7 +184,7 @@ class PullSession:
         wait = self._backoff.next_s(self._loop.time(), at_least=failure.retry_after)
         if plan.slow:
             self._give_up(problem)
-        elif wait >= self._heard_at + PATIENCE_S - self._loop.time():
+        elif wait >= self._patience_left:
             self._give_up(
                 f"no success with {self._parts.target} within {PATIENCE_S:g} s ({problem}); what "
                 "could not be sent is kept in STATE_DIR for the next run"
@@ -200,20 +201,34 @@ class PullSession:
 
     @property
     def _patience_left(self) -> float:
-        return max(0.5, self._heard_at + PATIENCE_S - self._loop.time())
+        if self._failing is None:
+            return PATIENCE_S
+        return self._failing[1] + PATIENCE_S - self._loop.time()
 
-    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
+    @contextlib.contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Note whether a call fails, and since when: until it succeeds, others prove nothing."""
+        began = self._loop.time()
         try:
-            answer = await method(
-                request,
-                metadata=self._parts.registration.metadata,
-                timeout=min(RPC_TIMEOUT_S, self._patience_left),
-            )
-        except grpc.aio.AioRpcError as error:
-            raise read_failure(error) from None
-        self._heard_at = self._loop.time()
-        self._backoff = Backoff(most_s=MOST_WAIT_S)
-        return answer
+            yield
+        except RpcFailure as failure:
+            if not _refused(failure):  # a refusal is an answer
+                self._failing = self._failing or (name, began)
+            raise
+        if self._failing is not None and self._failing[0] == name:
+            self._failing = None
+            self._backoff = Backoff(most_s=MOST_WAIT_S)
+
+    async def _call(self, stub: SessionServiceAsyncStub, name: str, request: Any) -> Any:
+        with self._counted(name):
+            try:
+                return await getattr(stub, name)(
+                    request,
+                    metadata=self._parts.registration.metadata,
+                    timeout=min(RPC_TIMEOUT_S, max(self._patience_left, _SHORTEST_CALL_S)),
+                )
+            except grpc.aio.AioRpcError as error:
+                raise read_failure(error) from None
 
     # ---- the work
 
@@ -259,7 +274,7 @@ class PullSession:
             lease_duration=to_duration(LEASE_S),
         )
         asked_at = self._loop.time()
-        answer: pb.PullCommandsResponse = await self._call(stub.PullCommands, request)
+        answer: pb.PullCommandsResponse = await self._call(stub, "PullCommands", request)
         self._renew_at = asked_at + LEASE_S / 3
         self._note_epoch(answer.epoch)
         for given_up in answer.cancel_commands:
@@ -298,7 +313,7 @@ class PullSession:
             instance_id=self._parts.instance_id,
         )
         try:
-            answer: pb.SendHeartbeatResponse = await self._call(stub.SendHeartbeat, request)
+            answer: pb.SendHeartbeatResponse = await self._call(stub, "SendHeartbeat", request)
         except RpcFailure as failure:
             if not _refused(failure):
                 raise
@@ -343,7 +358,8 @@ class PullSession:
         try:
             if is_report:
                 answer = await self._call(
-                    stub.ReportAnalytics,
+                    stub,
+                    "ReportAnalytics",
                     pb.ReportAnalyticsRequest(
                         spool_id=spool_id,
                         sequence=sequence,
@@ -384,7 +400,7 @@ class PullSession:
     ) -> int:
         """Report a command's step. Returns the spool's mark."""
         asked_at = self._loop.time()
-        answer: pb.ReportCommandResponse = await self._call(stub.ReportCommand, request)
+        answer: pb.ReportCommandResponse = await self._call(stub, "ReportCommand", request)
         self._renew_at = asked_at + LEASE_S / 3
         update = request.update
         self._reported = pb.ReportCommandRequest(

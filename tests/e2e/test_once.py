@@ -30,12 +30,13 @@ from tests.support.calls import (
     spec,
 )
 from tests.support.federation import ADMIN_KEY, Served
-from tests.support.neuron_process import NeuronProcess
+from tests.support.neuron_process import ROOT, NeuronProcess
 from tests.support.postgres import FAST_AND_LOOSE, passable_folder
 from tests.support.processes import FederationProcess, federation_process, free_port
 from tests.support.waiting import eventually
 
 ONCE = ("-m", "neuron_sdk.cli", "run", "--once", "tests.support.once_service:neuron")
+TEN_LINES = str(ROOT / "examples" / "ten_lines.py")
 SETTINGS = {
     "ADMIN_API_KEY": ADMIN_KEY,
     "FEDERATION_DRAIN_TIMEOUT": "PT2S",
@@ -195,6 +196,28 @@ async def test_a_command_that_waits_is_carried_out_with_its_progress_and_its_res
     assert plus.process.complaints() == []
 
 
+async def test_the_ten_lines_run_as_a_cron_job_and_print_nothing_if_all_is_well(
+    cron: Made, served: Served
+) -> None:
+    ten = await cron("ten-by-cron", LOG_LEVEL="ERROR")
+    ten.process = NeuronProcess(
+        ten.folder,
+        served.address,
+        *ONCE[:-1],
+        f"{TEN_LINES}:neuron",
+        **{
+            name: ten.process.environment[name]
+            for name in ("NEURON_ID", "ENROLLMENT_TOKEN", "LOG_LEVEL", "METRICS_ENABLED")
+        },
+    )
+    await ten.succeeds()
+    command_id = await issue(served, "ten-by-cron", "run_task", input_source="orders", limit=30)
+    await ten.succeeds()
+    ended = await command(served, command_id)
+    assert MessageToDict(ended.response) == {"processed_records": 30}
+    assert ten.process.output == ""
+
+
 async def test_more_commands_than_have_room_are_carried_out_one_after_the_other(
     cron: Made, served: Served
 ) -> None:
@@ -287,7 +310,7 @@ async def test_what_ended_while_the_federation_was_away_is_reported_once_by_the_
     ):
         async with calling(other) as served:
             with crons(folder, served) as make:
-                away = await known(make, "away", ONCE_PATIENCE="2")
+                away = await known(make, "away")
                 kept = await served.command.IssueCommand(
                     command_service_pb2.IssueCommandRequest(
                         command=_once(spec("away", "hold")),
@@ -295,7 +318,7 @@ async def test_what_ended_while_the_federation_was_away_is_reported_once_by_the_
                     metadata=served.admin,
                 )
                 command_id = kept.command.command_id
-                away.process.start()
+                away.process.start(ONCE_PATIENCE="3")
                 await away.holds()
                 await reached(served, command_id, State.COMMAND_STATE_RUNNING)
                 other.kill()
@@ -303,7 +326,7 @@ async def test_what_ended_while_the_federation_was_away_is_reported_once_by_the_
                 assert await away.process.ended() == 1
                 assert "kept in STATE_DIR for the next run" in away.last_line
                 other.start()
-                await away.succeeds()
+                assert await away.run(ONCE_PATIENCE="60") == 0, away.process.output
                 ended = await command(served, command_id)
                 assert ended.state == State.COMMAND_STATE_SUCCEEDED, ended
                 assert outcomes(ended) == 1
