@@ -234,27 +234,28 @@ class PullSession:
 
     async def _work(self, stub: SessionServiceAsyncStub) -> None:
         await self._beat(stub)
-        while True:
-            await self._renew(stub)
+        await self._renew(stub)
+        while not self._executor.stopping:
             idle = not self._executor.busy
             told = await self._pull(stub)
             if idle and not told and not self._spool.state.pending:
                 return
             await self._attend(stub)
+        if self.opened.is_set():
+            await self._attend(stub)
 
     async def _attend(self, stub: SessionServiceAsyncStub) -> None:
-        """Report what happens, until it is time to pull again."""
+        """Report what happens, until it is time to pull again; if the neuron stops, for ever."""
         while True:
             self._wake.clear()
             ended = await self._report(stub)
             now = self._loop.time()
             if now >= self._beat_at:
                 await self._beat(stub)
-            if not self._executor.stopping:
-                if ended or not self._executor.busy or now >= self._renew_at:
-                    return
-            elif now >= self._renew_at:
-                await self._renew(stub)  # without taking more
+            if due := now >= self._renew_at:
+                await self._renew(stub)
+            if not self._executor.stopping and (ended or due or not self._executor.busy):
+                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(self._renew_at, self._beat_at)):
                     await self._wake.wait()
@@ -303,6 +304,7 @@ class PullSession:
         A pull renews it too, but would take the session back from a process that began later;
         this fails with SESSION_SUPERSEDED instead.
         """
+        self._renew_at = self._loop.time() + LEASE_S / 3
         if self._reported is not None:
             await self._report_command(stub, self._reported)
 

@@ -131,7 +131,7 @@ async def test_a_place_that_comes_free_after_a_command_s_time_does_not_start_it(
     executor.open(asyncio.get_running_loop())
     executor.pause()
     executor.deliver(Delivery(Attempt("c", 1), "task", expire_after=0.05))
-    await eventually(executor.unfinished)
+    await eventually(lambda: noted.accepted)
     time.sleep(0.06)  # noqa: ASYNC251 - the timer is late, as on a busy host
     executor.resume()
     await eventually(lambda: noted.outcomes)

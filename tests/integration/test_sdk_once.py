@@ -434,6 +434,26 @@ async def test_a_run_that_is_told_to_stop_takes_no_more_and_reports_what_it_has(
     assert len(desk.called("PullCommands")) == 1
 
 
+async def test_a_run_that_is_told_to_stop_while_its_calls_fail_takes_no_more_either(
+    bench: Bench,
+) -> None:
+    neuron, desk = bench.neuron(), bench.desk
+
+    @neuron.command()
+    async def hold(ctx: CommandContext) -> None:
+        neuron.stop()
+        desk.fail("ReportCommand", Fault(), Fault(stored=True))
+        desk.give("hold", "c-2")
+        while desk.faults["ReportCommand"]:
+            await ctx.progress(0.5)
+            await asyncio.sleep(0.01)
+
+    desk.give("hold")
+    assert await bench.run(neuron) == ""
+    assert desk.ends == [("c-1", "SUCCEEDED", "")]
+    assert len(desk.called("PullCommands")) == 1
+
+
 async def test_an_old_copy_of_state_dir_becomes_another_spool_and_loses_nothing(
     bench: Bench,
 ) -> None:
