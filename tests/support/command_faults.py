@@ -102,6 +102,12 @@ class DeafProxy(Proxy):
         self._left = None
         super().cut()
 
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await super()._serve(reader, writer)
+        except OSError:  # there is no server now
+            writer.transport.abort()
+
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, upstream: bool
     ) -> None:

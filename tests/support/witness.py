@@ -84,13 +84,13 @@ async def hold(ctx: CommandContext) -> dict[str, Any]:
 
 
 @neuron.command()
-def steps(ctx: CommandContext, count: int) -> dict[str, Any]:
+def steps(ctx: CommandContext, count: int) -> dict[str, Any] | None:
     """Goes on where the attempt before was."""
     note(ctx, "began")
     first = int((ctx.checkpoint or {"next": 0})["next"])
     for step in range(first, count):
         if ctx.cancelled:
-            return {}
+            return None
         time.sleep(0.02)
         ctx.progress_sync(step / count, checkpoint={"next": step + 1})
     return through(ctx) | {"first": first}
