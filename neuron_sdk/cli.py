@@ -25,9 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the SDK; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        Neuron.once = options.once
         neuron = find(options.target)
-        if not neuron.has_run:  # else its module called run() itself, and it has been stopped
-            neuron.run(once=options.once)
+        if not neuron.has_run:  # else its module called run() itself, and it has ended
+            neuron.run()
     except (_Unusable, ConfigError, HandlerError, LifecycleError) as error:
         sys.stderr.write(f"neuron: {error}\n")
         return EXIT_CONFIG

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from neuron_sdk import lifecycle
 from neuron_sdk.builtin import Builtins
@@ -68,6 +68,10 @@ class Neuron:
     Build it at module level, decorate its handlers, then `run()`. Everything wrong with it raises
     while it is built; a federation that is away never raises at all.
     """
+
+    once: ClassVar[bool] = False
+    """How `run` runs without being told: `neuron run --once` sets it, for modules that call `run`
+    themselves."""
 
     def __init__(
         self,
@@ -301,7 +305,8 @@ class Neuron:
         try:
             self.settings()
             self._configure_logging()
-            failure = lifecycle.run_in_main_thread(self, Mode.ONCE if once else Mode.PROCESS)
+            mode = Mode.ONCE if once or Neuron.once else Mode.PROCESS
+            failure = lifecycle.run_in_main_thread(self, mode)
         except ConfigError as error:
             sys.stderr.write(f"neuron: {error}\n")
             raise SystemExit(EXIT_CONFIG) from None

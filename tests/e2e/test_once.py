@@ -13,7 +13,13 @@ import pytest
 import pytest_asyncio
 from google.protobuf.json_format import MessageToDict
 
-from federation.v1 import command_pb2, command_service_pb2, fleet_service_pb2, heartbeat_pb2
+from federation.v1 import (
+    command_pb2,
+    command_service_pb2,
+    fleet_service_pb2,
+    heartbeat_pb2,
+    neuron_pb2,
+)
 from federation.v1 import session_service_pb2 as pb
 from federation_server.store import migrate
 from federation_server.store.embedded import EmbeddedPostgres
@@ -218,6 +224,20 @@ async def test_the_ten_lines_run_as_a_cron_job_and_print_nothing_if_all_is_well(
     assert ten.process.output == ""
 
 
+async def test_a_script_that_runs_its_neuron_itself_comes_and_goes_as_well(
+    cron: Made, served: Served, tmp_path: Path
+) -> None:
+    script = tmp_path / "by_itself.py"
+    script.write_text("from neuron_sdk import Neuron\nneuron = Neuron(type='job')\nneuron.run()\n")
+    alone = await cron("by-itself", LOG_LEVEL="ERROR")
+    names = ("NEURON_ID", "ENROLLMENT_TOKEN", "LOG_LEVEL", "METRICS_ENABLED")
+    environment = {name: alone.process.environment[name] for name in names}
+    target = (*ONCE[:-1], str(script))
+    alone.process = NeuronProcess(alone.folder, served.address, *target, **environment)
+    await alone.succeeds()
+    assert (await shown(served, "by-itself")).presence == neuron_pb2.PRESENCE_ONLINE
+
+
 async def test_more_commands_than_have_room_are_carried_out_one_after_the_other(
     cron: Made, served: Served
 ) -> None:
@@ -300,31 +320,38 @@ async def test_a_run_that_was_killed_is_answered_for_by_the_next_one(
     assert killed.lines("runs") == [f"{running} 1"]
 
 
+@pytest.mark.parametrize("killed", [False, True])
 async def test_what_ended_while_the_federation_was_away_is_reported_once_by_the_next_run(
-    cron: Made, database: EmbeddedPostgres
+    database: EmbeddedPostgres, killed: bool
 ) -> None:
-    url = database.url("postgres")
+    url, name = database.url("postgres"), f"away-{killed}".lower()
     with (
         passable_folder() as folder,
         federation_process(folder, "serve", DATABASE_URL=url, **SETTINGS) as other,
     ):
         async with calling(other) as served:
             with crons(folder, served) as make:
-                away = await known(make, "away")
+                away = await known(make, name)
                 kept = await served.command.IssueCommand(
                     command_service_pb2.IssueCommandRequest(
-                        command=_once(spec("away", "hold")),
+                        command=_once(spec(name, "hold")),
                     ),
                     metadata=served.admin,
                 )
                 command_id = kept.command.command_id
-                away.process.start(ONCE_PATIENCE="3")
+                away.process.start(ONCE_PATIENCE="60" if killed else "3")
                 await away.holds()
                 await reached(served, command_id, State.COMMAND_STATE_RUNNING)
                 other.kill()
                 away.release()
-                assert await away.process.ended() == 1
-                assert "kept in STATE_DIR for the next run" in away.last_line
+                if killed:
+                    await eventually(
+                        lambda: away.process.logged("command.ended"), describe="it has ended"
+                    )
+                    away.process.kill()
+                else:
+                    assert await away.process.ended() == 1
+                    assert "kept in STATE_DIR for the next run" in away.last_line
                 other.start()
                 assert await away.run(ONCE_PATIENCE="60") == 0, away.process.output
                 ended = await command(served, command_id)
