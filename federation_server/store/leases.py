@@ -78,7 +78,7 @@ UPDATE commands c SET session_epoch = %(epoch)s
 FROM unnest(%(command_ids)s::uuid[], %(attempts)s::int8[]) AS r (command_id, attempt)
 WHERE c.command_id = r.command_id AND c.attempt = r.attempt AND c.neuron_id = %(neuron_id)s
   AND c.state IN {IN_FLIGHT}
-RETURNING c.command_id::text
+RETURNING c.command_id::text, c.attempt
 """
 
 _DOUBTFUL = f"""
@@ -154,14 +154,15 @@ async def pull(
             "attempts": [attempt for _, attempt in running],
         },
     )
-    named = {command_id for (command_id,) in await cursor.fetchall()}
+    taken_over = set(await cursor.fetchall())
+    named = {command_id for command_id, _ in taken_over}
     lost = await _lose_doubtful(connection, server_id, neuron_id, epoch, named)
     session = (neuron_id, epoch)
     claimed = await dispatch.claim(connection, server_id, [session], doubtful=[session], most=most)
     astray = [
         ClaimedCancel(command_id, neuron_id, epoch, attempt, "nobody waits for it any more")
         for command_id, attempt in running
-        if command_id not in named
+        if (command_id, attempt) not in taken_over
     ]
     return Pulled(
         commands=[

@@ -92,14 +92,14 @@ WITH neuron AS MATERIALIZED (
     FROM opened, named
     WHERE c.command_id = named.command_id AND c.attempt = named.attempt
       AND c.neuron_id = :neuron_id AND c.state IN {IN_FLIGHT}
-    RETURNING c.command_id
+    RETURNING c.command_id, c.attempt
 )
 SELECT opened.session_epoch, now(),
        coalesce((SELECT last_sequence FROM spools
                  WHERE neuron_id = :neuron_id AND spool_id = :spool_id), 0),
        CASE WHEN opened.session_open THEN opened.previous_server_id END,
        ARRAY(SELECT command_id::text || ' ' || attempt FROM named
-             WHERE command_id NOT IN (SELECT command_id FROM running))
+             WHERE (command_id, attempt) NOT IN (SELECT command_id, attempt FROM running))
 FROM opened
 """)
 

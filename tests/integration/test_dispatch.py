@@ -229,3 +229,20 @@ async def test_a_process_that_keeps_its_lease_is_not_away_whatever_its_heartbeat
     await connection.execute(b"UPDATE neuron_states SET lease_expire_time = now()")
     (lost,) = await timers.give_up_lost(connection, SERVER, lost_after=span)
     assert (lost.command_id, lost.state) == (command_id, CommandState.OUTCOME_UNKNOWN)
+
+
+async def test_of_two_attempts_that_a_neuron_has_the_one_that_is_over_is_to_be_given_up(
+    database: Database, connection: Connection
+) -> None:
+    await open_session(database, NEURON)
+    command_id = await issue(database)
+    await connection.execute(b"UPDATE commands SET state = 'RUNNING', attempt = 2")
+    both = [(command_id, 1), (command_id, 2)]
+    assert (await open_session(database, NEURON, running=both)).astray == [(command_id, 1)]
+    async with connection.transaction():
+        span = timedelta(minutes=1)
+        lease = await leases.open_lease(connection, NEURON, GENERATION, "process-1", span)
+        assert lease is not None
+        pulled = await leases.pull(connection, SERVER, NEURON, lease.epoch, running=both, most=1)
+    assert [(each.command_id, each.attempt) for each in pulled.cancels] == [(command_id, 1)]
+    assert pulled.commands == []
