@@ -56,10 +56,10 @@ COMES_AND_GOES = (
     "goodbye",
     "cut",
     "late",
-    "pull by a",
-    "pull by a",
-    "pull by b",
 )
+PULLS = NEURONS[-1]
+"""The one that also pulls."""
+
 SWEEPS = ("expire", "time_out_late", "give_up_lost", "end_leases")
 ROUNDS_TO_THE_END = 30
 
@@ -176,9 +176,18 @@ class Ledger(RuleBasedStateMachine):
             self.model.orders[command_id] = order
 
     @precondition(lambda self: self.open_orders())
-    @rule(number=which, whole_batch=st.sampled_from([False, False, False, True]))
-    def cancel(self, number: int, whole_batch: bool) -> None:
+    @rule(
+        number=which,
+        whole_batch=st.sampled_from([False, False, False, True]),
+        then=st.sampled_from(["claim", "answer lost", "nothing"]),
+    )
+    def cancel(self, number: int, whole_batch: bool, then: str) -> None:
         order = self.open_orders()[number % len(self.open_orders())]
+        self.cancel_it(order, whole_batch)
+        if then != "nothing":
+            self.dispatch({order.neuron_id}, then)
+
+    def cancel_it(self, order: Order, whole_batch: bool) -> None:
         if whole_batch and order.batch_id is not None:
             self.do(self.store.cancel_batch(order.batch_id))
             self.model.cancel_batch(order.batch_id)
@@ -194,10 +203,8 @@ class Ledger(RuleBasedStateMachine):
         match how:
             case "connect" | "connect, all forgotten":
                 self.connect(neuron_id, how != "connect", number)
-            case "goodbye" | "cut" | "late":
-                self.disconnect(neuron_id, how)
             case _:
-                self.pull(neuron_id, how[-1], number % 3 + 1, number)
+                self.disconnect(neuron_id, how)
 
     def connect(self, neuron_id: str, forgets: bool, number: int) -> None:
         neuron = self.neurons[neuron_id]
@@ -222,7 +229,10 @@ class Ledger(RuleBasedStateMachine):
         if station.open and how != "late":
             self.model.close_session(neuron_id, offline=how == "goodbye")
 
-    def pull(self, neuron_id: str, process: str, most: int, number: int) -> None:
+    @precondition(lambda self: any(each.neuron_id == PULLS for each in self.open_orders()))
+    @rule(process=st.sampled_from("aab"), most=st.integers(1, 3), number=which)
+    def pull(self, process: str, most: int, number: int) -> None:
+        neuron_id = PULLS
         neuron = self.neurons[neuron_id]
         running = neuron.given[: number % (len(neuron.given) + 1)]
         epoch, given, told = self.do(self.store.pull(neuron_id, process, running, most))
