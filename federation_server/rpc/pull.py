@@ -25,6 +25,9 @@ from federation_server.store.registration import find_standing
 log = structlog.get_logger(__name__)
 
 DEFAULT_LEASE = timedelta(minutes=1)
+MOST_AT_ONCE = 12
+"""How many commands that were not sent before one answer holds, so that it stays within the
+contract's 4 MiB."""
 
 
 async def pull(
@@ -68,7 +71,7 @@ async def pull(
                 for each in request.running_commands
                 if is_command_id(each.command_id)
             ],
-            most=request.max_commands or 1000,
+            most=min(request.max_commands or MOST_AT_ONCE, MOST_AT_ONCE),
         )
     parts.changed(pulled.lost)
     parts.metrics.commands_sent.inc(len(pulled.commands))
