@@ -4,6 +4,7 @@ that applies it to every RPC of the federation.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import uuid
@@ -124,7 +125,12 @@ def _log(refused: Refused, error: Exception, level: int, method: str) -> None:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -> None:
     """Ends the RPC with that error. Never returns: grpc raises its AbortError."""
-    await context.abort(refused.code, refused.message, errors.trailers(refused))
+    try:
+        await context.abort(refused.code, refused.message, errors.trailers(refused))
+    except (grpc.aio.InternalError, grpc.aio.UsageError):
+        # The connection broke before this could be said: the caller has gone, which is what grpc
+        # cancels a handler for. It keeps no second status in any case.
+        raise asyncio.CancelledError from None
 
 
 class ErrorMapping(grpc.aio.ServerInterceptor):

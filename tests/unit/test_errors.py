@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -421,6 +421,23 @@ async def test_a_handler_that_answers_is_left_alone() -> None:
 
     async with serving(behavior) as channel:
         assert StringValue.FromString(await call(channel, "UnaryUnary")).value == "fine"
+
+
+async def test_a_refusal_of_an_rpc_that_has_an_end_already_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As when its connection breaks while the first one is sent."""
+
+    async def behavior(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        with suppress(grpc.aio.AbortError):
+            await context.abort(grpc.StatusCode.DATA_LOSS, "mine")
+        raise errors.credential_missing()
+
+    async with serving(behavior) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, "UnaryUnary")
+    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+    assert caplog.records == []
 
 
 async def test_a_caller_that_leaves_cancels_the_handler_and_is_no_fault() -> None:
