@@ -32,8 +32,7 @@ log = structlog.get_logger(__name__)
 SWEEP_INTERVAL_S = 1.0
 HOUSEKEEPING_INTERVAL_S = 60.0
 LATE = timedelta(seconds=4)
-"""How long after a round's beginning its verdicts may be reached, and how much later than it should
-the next one may begin."""
+"""How long after a round's beginning its verdicts may be reached, and the next one may begin."""
 
 SWEEP_TIMEOUT_S = 30.0
 RETRY_INTERVAL_S = 2.0
@@ -107,7 +106,7 @@ class Sweeper:
                         await self._end_commands(connection, until=now + LATE)
                     await self._expire(connection)
                 # From this round's beginning: a pause within it counts as well.
-                due = now + timedelta(seconds=SWEEP_INTERVAL_S) + LATE
+                due = now + LATE
                 await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def _locked(self, connection: Connection) -> bool:
