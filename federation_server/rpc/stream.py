@@ -179,6 +179,8 @@ class NeuronStream:
             instance_id=new.instance_id,
             spool_id=new.spool_id,
         )
+        for command_id, _ in new.running:  # it has them: no claim is their first
+            session.first(command_id)
         parts.metrics.sessions_opened.inc()
         log.info(
             "session opened",
