@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from federation_server.domain.command import FINAL_STATES, CommandState
 from federation_server.domain.neuron import JsonObject, Lifecycle
 from federation_server.store import ledger
-from federation_server.store.commands import NewCommand
+from federation_server.store.commands import NewCommand, is_control
 from federation_server.store.database import Connection, driver
 from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand, states
 from federation_server.store.neuron_list import matching
@@ -211,11 +211,6 @@ async def _insert_commands(
             include_defaults=False,
         )
     )
-
-
-def is_control(advertised: JsonObject | None) -> bool:
-    """Whether a command type, as a neuron advertises it, goes through the control lane."""
-    return bool(advertised and advertised.get("control"))
 
 
 async def get(connection: AsyncConnection, batch_id: str) -> BatchRecord | None:

@@ -133,6 +133,11 @@ class NewCommand:
     retry_of_command_id: str | None = None
 
 
+def is_control(advertised: JsonObject | None) -> bool:
+    """Whether a command type, as a neuron advertises it, goes through the control lane."""
+    return bool(advertised and advertised.get("control"))
+
+
 async def home(connection: AsyncConnection, neuron_id: str) -> str | None:
     """The server that holds a neuron's stream, if one does."""
     state = neuron_states.c

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from federation_server.domain.command import fail, lose
-from federation_server.store import batches, dispatch, ledger
+from federation_server.store import batches, dispatch, ledger, presence
 from federation_server.store.database import Connection
 from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
 from federation_server.store.ledger import IN_FLIGHT, ChangedCommand
-from federation_server.store.presence import NEVER
 
 LEASE_EXPIRED = "LEASE_EXPIRED"
 _MOST = 1000
@@ -198,7 +197,7 @@ async def _release(connection: Connection, neuron_id: str) -> None:
 
 
 async def end_expired(
-    connection: Connection, server_id: str, *, until: datetime = NEVER
+    connection: Connection, server_id: str, *, until: datetime = presence.NEVER
 ) -> list[ChangedCommand]:
     """Ends the attempts of processes that have let their lease run out; returns the commands.
     `until` as in `timers.time_out_late`.
@@ -207,7 +206,7 @@ async def end_expired(
         cursor = await connection.execute(_EXPIRED.encode(), {"most": _MOST, "until": until})
         once: dict[str, bool] = dict(await cursor.fetchall())
         rows = await ledger.lock(connection, once)
-        now = await ledger.now(connection)
+        now = await presence.clock(connection)
         words = "the process that had it did not renew its lease"
         for command_id, row in rows.items():
             if once[command_id]:

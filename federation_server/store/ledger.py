@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -204,15 +203,6 @@ async def cancel_commands(
         if after is not None:
             row.become(after, actor)
     return await save(connection, rows.values())
-
-
-async def now(connection: Connection) -> datetime:
-    """The transaction's time, by PostgreSQL's clock."""
-    cursor = await connection.execute(b"SELECT now()")
-    row = await cursor.fetchone()
-    assert row is not None
-    time: datetime = row[0]
-    return time
 
 
 async def _update(connection: Connection, changed: Sequence[Row]) -> AsyncCursor[tuple[Any, ...]]:

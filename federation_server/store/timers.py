@@ -10,10 +10,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from federation_server.domain.command import Lateness, lose, time_out
-from federation_server.store import ledger
+from federation_server.store import ledger, presence
 from federation_server.store.database import Connection
 from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand
-from federation_server.store.presence import NEVER
 
 RUN_GRACE = timedelta(seconds=10)
 """How much longer than its run_timeout a command may take to say that it has timed out: the neuron
@@ -95,7 +94,7 @@ async def expire(connection: Connection, server_id: str, *, most: int = _MOST) -
 
 
 async def time_out_late(
-    connection: Connection, server_id: str, *, until: datetime = NEVER
+    connection: Connection, server_id: str, *, until: datetime = presence.NEVER
 ) -> list[ChangedCommand]:
     """Ends the attempts that take longer than they may; returns the commands. After `until` it ends
     none: who asked has been late.
@@ -106,7 +105,7 @@ async def time_out_late(
         )
         late = {command_id: found for command_id, *found in await cursor.fetchall()}
         rows = await ledger.lock(connection, late)
-        now = await ledger.now(connection)
+        now = await presence.clock(connection)
         for command_id, row in rows.items():
             code, limit, unknowable = late[command_id]
             if unknowable:
@@ -118,7 +117,11 @@ async def time_out_late(
 
 
 async def give_up_lost(
-    connection: Connection, server_id: str, *, lost_after: timedelta, until: datetime = NEVER
+    connection: Connection,
+    server_id: str,
+    *,
+    lost_after: timedelta,
+    until: datetime = presence.NEVER,
 ) -> list[ChangedCommand]:
     """Ends the commands of which nobody will say any more what became of them; returns them.
 
