@@ -22,6 +22,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from federation_server import __version__
+from federation_server.domain.command import IN_FLIGHT_STATES
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
@@ -118,9 +119,12 @@ class App:
             if change.seconds is not None:
                 self.metrics.commands_ended.labels(state=change.state.value).inc()
                 self.metrics.command_seconds.observe(change.seconds)
-                self.dispatcher.wake(change.neuron_id)
                 if change.batch_id is not None:
                     self.dispatcher.wake_batch(change.batch_id)
+            if change.to_cancel:
+                self.dispatcher.wake(change.neuron_id)
+            elif change.state not in IN_FLIGHT_STATES:
+                self.dispatcher.freed(change.neuron_id)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[int]:

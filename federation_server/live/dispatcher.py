@@ -1,16 +1,19 @@
 """From the ledger to the streams.
 
-The dispatcher is told that a neuron may have something to receive (`wake`): by an issue on this
-server, by a hint from another, by a new session, by a command that has ended and freed a place.
-Its one task claims for all such neurons in one statement and puts what it got into their
-outboxes. A slow scan finds what nobody told it of, and what had to wait for its time. Before it
-claims it lets the commands of batches go whose turn it is (`wake_batch`).
+A command that is issued on this server is claimed in the transaction that issues it (`claiming`).
+For all else the dispatcher is told that a neuron may have something to receive (`wake`): by a
+hint from another server, by a new session, by a command that has ended and freed a place. Its one
+task claims for all such neurons in one statement. Either way what was got goes into the outboxes
+of the sessions once that is committed. A slow scan finds what nobody told of, and what had to wait
+for its time. Before it claims, the task lets the commands of batches go whose turn it is
+(`wake_batch`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
 
 import psycopg
 import structlog
@@ -19,15 +22,16 @@ from federation_server.domain.command import Execution
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_released
-from federation_server.live.session import Cancel, Delivery, Sessions
+from federation_server.live.session import Cancel, Delivery, Session, Sessions
 from federation_server.store import batches, dispatch
 from federation_server.store.database import (
+    Connection,
     Database,
     OwnConnection,
     bounded,
     first_line,
 )
-from federation_server.store.dispatch import Claimed, ClaimedCancel, ClaimedCommand
+from federation_server.store.dispatch import Claim, ClaimedCancel, ClaimedCommand
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +53,9 @@ class Dispatcher:
         self._sessions = sessions
         self._metrics = metrics
         self._woken: set[str] = set()
+        self._one_claim = asyncio.Lock()  # two at a time could fill the same place twice
+        self._asked: set[str] = set()
+        self._full: set[str] = set()
         self._doubtful: set[tuple[str, int]] = set()
         self._batches: set[str] = set()
         self._wake = asyncio.Event()
@@ -58,6 +65,11 @@ class Dispatcher:
         """Something may wait for that neuron."""
         self._woken.add(neuron_id)
         self._wake.set()
+
+    def freed(self, neuron_id: str) -> None:
+        """A command of that neuron has ended, or waits for another attempt: its place is free."""
+        if neuron_id in self._full or neuron_id in self._asked:
+            self.wake(neuron_id)
 
     def wake_all(self) -> None:
         """Something may wait for any neuron here."""
@@ -103,26 +115,53 @@ class Dispatcher:
             ended_in, self._batches = self._batches, set()
             await self._release(ended_in)
         woken, self._woken = self._woken, set()
+        if any(self._sessions.get(neuron_id) is not None for neuron_id in woken):
+            connection = await self._connection.get()
+            with bounded(connection, CLAIM_TIMEOUT_S):
+                async with self.claiming(connection, woken):
+                    pass
+
+    @asynccontextmanager
+    async def claiming(
+        self, connection: Connection, neuron_ids: Iterable[str]
+    ) -> AsyncIterator[None]:
+        """Claims for those of the neurons whose streams are here, within the transaction or the
+        pipeline of that connection. When the block ends that must be committed: then it is sent.
+        """
         sessions = [
             (session.neuron_id, session.epoch)
-            for neuron_id in sorted(woken)
+            for neuron_id in sorted(set(neuron_ids))
             if (session := self._sessions.get(neuron_id)) is not None
         ]
-        if sessions:
-            connection = await self._connection.get()
+        if not sessions:
+            yield
+            return
+        asked = {neuron_id for neuron_id, _ in sessions}
+        async with self._one_claim:
             doubtful = self._doubtful.intersection(sessions)
             # Until the answer is here nobody knows whether PostgreSQL has marked commands SENT that
             # this server never saw.
             self._doubtful.update(sessions)
-            with bounded(connection, CLAIM_TIMEOUT_S):
-                claimed = await dispatch.claim(
+            self._asked = asked
+            try:
+                answer = await dispatch.claim_later(
                     connection, self._server_id, sessions, doubtful=doubtful
                 )
+                yield
+                claim = await answer()
+            except BaseException:
+                self._woken |= asked
+                self._wake.set()
+                raise
+            finally:
+                self._asked = set()
             self._doubtful.difference_update(sessions)
-            self._deliver(claimed)
+            self._full = self._full - asked | claim.full
+            self._deliver(claim)
 
     async def _scan(self) -> None:
         """Finds what nobody told of."""
+        self._full = {each for each in self._full if self._sessions.get(each) is not None}
         connection = await self._connection.get()
         with bounded(connection, CLAIM_TIMEOUT_S):
             found = await dispatch.neurons_with_work(connection, self._server_id)
@@ -139,18 +178,24 @@ class Dispatcher:
                 await hint_released(connection, elsewhere)
         self._woken.update(neuron_id for neuron_id, server_id in released)
 
-    def _deliver(self, claimed: Sequence[Claimed]) -> None:
-        for each in claimed:
-            session = self._sessions.get(each.neuron_id)
-            if session is None or session.epoch != each.session_epoch:
-                continue  # superseded since; the next session finds it in flight
-            if isinstance(each, ClaimedCancel):
-                session.send(cancel(each))
-                self._woken.add(each.neuron_id)  # its next attempt had to wait for this
-                self._wake.set()
-            elif each.execution is not Execution.AT_MOST_ONCE or session.first(each.command_id):
+    def _deliver(self, claim: Claim) -> None:
+        for cancelled in claim.cancels:
+            if (session := self._of(cancelled)) is not None:
+                session.send(cancel(cancelled))
+                self.wake(cancelled.neuron_id)  # its next attempt had to wait for this
+        for command in claim.commands:
+            if (session := self._of(command)) is not None and (
+                command.execution is not Execution.AT_MOST_ONCE or session.first(command.command_id)
+            ):
                 self._metrics.commands_sent.inc()
-                session.send(delivery(each))
+                session.send(delivery(command))
+
+    def _of(self, claimed: ClaimedCommand | ClaimedCancel) -> Session | None:
+        """The session that it was claimed for; None if that was superseded since: then the next one
+        finds it in flight.
+        """
+        session = self._sessions.get(claimed.neuron_id)
+        return session if session is not None and session.epoch == claimed.session_epoch else None
 
 
 def delivery(command: ClaimedCommand) -> Delivery:

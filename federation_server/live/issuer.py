@@ -1,15 +1,17 @@
 """From the operators to the ledger: one transaction for all commands that wait to be issued.
 
-    issue ─▶ who is it for, was it asked before ─▶ the caller's own judgement ─▶ insert ─▶ commit
+    issue ─▶ who is it for, was it asked before ─▶ the caller's own judgement ─▶ insert ─▶ claim
+        ─▶ commit ─▶ to the stream (live/dispatcher.py), and the answer to the caller
 
 A command alone is issued at once; under load those that come while a transaction is under way
-share the next one.
+share the next one. What is for a neuron of this server is claimed in the same transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -20,7 +22,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_released
 from federation_server.store import issuing
 from federation_server.store.commands import CommandRecord, NewCommand, preview
-from federation_server.store.database import Connection, Database, OwnConnection, bounded
+from federation_server.store.database import Connection, Database, OwnConnection, bounded, pipelined
 from federation_server.store.issuing import Known, Target
 
 MOST_AT_ONCE = 200
@@ -51,6 +53,10 @@ class Request:
         """The answer; for a caller who still waits."""
         if not self.answer.done():
             self.answer.set_result(issued)
+
+
+_Answer: TypeAlias = tuple[Request, Issued]
+_New: TypeAlias = tuple[Request, NewCommand, Target]
 
 
 class Issuer:
@@ -112,49 +118,32 @@ class Issuer:
                 request.fail(error)
 
     async def _issue(self, connection: Connection, requests: Sequence[Request]) -> None:
-        answers: list[tuple[Request, Issued]] = []
-        new: list[tuple[Request, NewCommand, Target]] = []
-        async with connection.transaction():
+        answers: list[_Answer] = []
+        async with (
+            AsyncExitStack() as sent,  # which ends after the commit
+            pipelined(connection),
+        ):
             asked = [(each.issuer, each.request_id) for each in requests if each.request_id]
-            known = await issuing.known(connection, asked)
+            known = await issuing.known_later(connection, asked)
             wanted = [(each.neuron_id, each.type) for each in requests]
-            targets = await issuing.targets(connection, wanted)
-            for each in requests:
-                before = known.get((each.issuer, each.request_id))
-                if before is not None:
-                    answers.append((each, before))
-                    continue
-                target = targets.get((each.neuron_id, each.type))
-                try:
-                    command = each.command(target)
-                except Exception as error:  # noqa: BLE001 - it is the caller's own
-                    each.fail(error)
-                    continue
-                assert target is not None, "without a neuron there is no command"
-                if each.dry_run:
-                    answers.append((each, preview(command, target.now)))
-                else:
-                    new.append((each, command, target))
-            issued = await self._insert(connection, new) if new else []
-        for request, answer in [*answers, *issued]:
+            targets = await issuing.targets_later(connection, wanted)
+            new = _judge(requests, await known(), await targets(), answers)
+            if new:
+                inserted = await self._insert(connection, new)
+                neuron_ids = [request.neuron_id for request, _, _ in new]
+                await sent.enter_async_context(self._dispatcher.claiming(connection, neuron_ids))
+                answers += await inserted()
+        for request, answer in answers:
             request.give(answer)
             if isinstance(answer, CommandRecord) and not request.dry_run:
                 self._metrics.commands_issued.inc()
-                self._dispatcher.wake(request.neuron_id)
 
     async def _insert(
-        self, connection: Connection, new: Sequence[tuple[Request, NewCommand, Target]]
-    ) -> list[tuple[Request, Issued]]:
-        records = await issuing.insert(
+        self, connection: Connection, new: Sequence[_New]
+    ) -> Callable[[], Awaitable[list[_Answer]]]:
+        inserted = await issuing.insert_later(
             connection, [(command, target.now) for _, command, target in new]
         )
-        # The same request came at the same time, and was first: on another server, or here.
-        twice = [
-            (request.issuer, request.request_id)
-            for (request, _, _), record in zip(new, records, strict=True)
-            if record is None
-        ]
-        known = await issuing.known(connection, twice)
         elsewhere = [
             (request.neuron_id, target.server_id)
             for request, _, target in new
@@ -162,7 +151,46 @@ class Issuer:
         ]
         if elsewhere:
             await hint_released(connection, [(who, str(where)) for who, where in elsewhere])
-        return [
-            (request, record or known[request.issuer, request.request_id])
-            for (request, _, _), record in zip(new, records, strict=True)
-        ]
+
+        async def answers() -> list[_Answer]:
+            records = await inserted()
+            # The same request came at the same time, and was first: on another server, or here.
+            twice = [
+                (request.issuer, request.request_id)
+                for (request, _, _), record in zip(new, records, strict=True)
+                if record is None
+            ]
+            known = await issuing.known(connection, twice)
+            return [
+                (request, record or known[request.issuer, request.request_id])
+                for (request, _, _), record in zip(new, records, strict=True)
+            ]
+
+        return answers
+
+
+def _judge(
+    requests: Sequence[Request],
+    known: Mapping[tuple[str, str], Known],
+    targets: Mapping[tuple[str, str], Target],
+    answers: list[_Answer],
+) -> list[_New]:
+    """What is to be inserted. Those that need no inserting get their answers."""
+    new: list[_New] = []
+    for each in requests:
+        before = known.get((each.issuer, each.request_id))
+        if before is not None:
+            answers.append((each, before))
+            continue
+        target = targets.get((each.neuron_id, each.type))
+        try:
+            command = each.command(target)
+        except Exception as error:  # noqa: BLE001 - it is the caller's own
+            each.fail(error)
+            continue
+        assert target is not None, "without a neuron there is no command"
+        if each.dry_run:
+            answers.append((each, preview(command, target.now)))
+        else:
+            new.append((each, command, target))
+    return new

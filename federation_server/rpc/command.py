@@ -134,7 +134,6 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
             if home not in {None, self._parts.server_id}:
                 await hint_dispatch(connection, str(home), record.neuron_id)
         self._parts.changed(changed)
-        self._parts.dispatcher.wake(record.neuron_id)
         log.info(
             "command cancelled",
             action="command_cancelled",

@@ -193,8 +193,6 @@ class CommandBatches:
             )
             batch = await _get(connection, request.batch_id)
         self._parts.changed(changed)
-        for change in changed:
-            self._parts.dispatcher.wake(change.neuron_id)
         log.info(
             "batch cancelled",
             action="command_batch_cancelled",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeAlias
 
 from federation_server.domain.command import CommandState, Execution, predecessors
 from federation_server.domain.neuron import JsonObject
-from federation_server.store.database import Connection
+from federation_server.store.database import Connection, statement
 from federation_server.store.ledger import CONNECTED, IN_FLIGHT, states
 
 
@@ -45,7 +44,19 @@ class ClaimedCancel:
     reason: str
 
 
-Claimed: TypeAlias = ClaimedCommand | ClaimedCancel
+@dataclass(slots=True)
+class Claim:
+    """What sessions get, in the order in which each is to get it."""
+
+    cancels: list[ClaimedCancel] = field(default_factory=list)
+    """To be written before the commands."""
+    commands: list[ClaimedCommand] = field(default_factory=list)
+    full: set[str] = field(default_factory=set)
+    """The neurons that got as many commands as they had places for: more may wait."""
+
+
+_MOST_CONTROL = 16
+"""How many control commands a session gets at a time."""
 
 _DUE = f"""
     state IN {states(*predecessors(CommandState.SENT))} AND expire_time > now()
@@ -67,8 +78,9 @@ _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 # command whose session is superseded meanwhile is found again by the next one. To a doubtful
 # session goes also what was marked SENT for that very session, and what is CANCELLING there: the
 # answer to an earlier claim was lost. What somebody else is changing is left for the next scan, so
-# that a claim waits for nobody, and nobody for it in a circle.
-_CLAIM = f"""
+# that a claim waits for nobody, and nobody for it in a circle. What an earlier attempt has left
+# behind goes when the next one is sent.
+_CLAIM = statement(f"""
 WITH place AS (
     SELECT s.neuron_id, s.session_epoch, w.doubtful,
         least(%(most)s, n.max_concurrent_commands - (
@@ -81,18 +93,18 @@ WITH place AS (
     JOIN neurons n ON n.neuron_id = s.neuron_id
     WHERE {CONNECTED}
 ), picked AS (
-    SELECT p.session_epoch, c.command_id, c.state
+    SELECT p.neuron_id, p.session_epoch, c.command_id, c.state, c.lane
     FROM place p
     CROSS JOIN LATERAL (
-        (SELECT command_id, state FROM commands
+        (SELECT command_id, state, 'control' AS lane FROM commands
          WHERE neuron_id = p.neuron_id AND control AND {_DUE}
-         ORDER BY priority DESC, create_time LIMIT 16)
+         ORDER BY priority DESC, create_time LIMIT {_MOST_CONTROL})
         UNION ALL
-        (SELECT command_id, state FROM commands
+        (SELECT command_id, state, 'normal' FROM commands
          WHERE neuron_id = p.neuron_id AND NOT control AND {_DUE}
          ORDER BY priority DESC, create_time LIMIT greatest(p.free, 0))
         UNION ALL
-        (SELECT command_id, state FROM commands
+        (SELECT command_id, state, 'again' FROM commands
          WHERE neuron_id = p.neuron_id AND state IN {_AGAIN}
            AND (session_epoch < p.session_epoch AND execution = 'AT_LEAST_ONCE'
                 OR p.doubtful AND state = 'SENT' AND session_epoch = p.session_epoch)
@@ -116,7 +128,6 @@ WITH place AS (
         session_epoch = free.session_epoch,
         send_time = now(),
         state_reason = CASE WHEN c.state = 'QUEUED' THEN '' ELSE 'sent again to a new session' END,
-        -- what an earlier attempt has left
         next_attempt_time = NULL,
         cancel_attempt = NULL,
         cancel_epoch = NULL,
@@ -143,16 +154,24 @@ WITH place AS (
     FROM to_cancel WHERE c.command_id = to_cancel.command_id
     RETURNING c.*
 )
-SELECT false, command_id::text, neuron_id, session_epoch, attempt, '', type, data, priority,
+SELECT 'command', command_id::text, neuron_id, session_epoch, attempt, '', type, data, priority,
        run_timeout, CASE WHEN state <> 'RUNNING' THEN greatest(expire_time - now(), '0') END,
        checkpoint, max_attempts, execution::text, again, control, create_time
 FROM claimed
 UNION ALL
-SELECT true, command_id::text, neuron_id, cancel_epoch, cancel_attempt, state_reason, type, NULL,
-       priority, NULL, NULL, NULL, max_attempts, execution::text, true, true, create_time
+SELECT 'cancel', command_id::text, neuron_id, cancel_epoch, cancel_attempt, state_reason, '', NULL,
+       0, NULL, NULL, NULL, 0, '', true, true, NULL
 FROM given_up
+UNION ALL
+SELECT 'full', '', neuron_id, session_epoch, 0, '', '', NULL,
+       0, NULL, NULL, NULL, 0, '', true, true, NULL
+FROM place
+WHERE free <= (SELECT count(*) FROM picked
+               WHERE picked.neuron_id = place.neuron_id AND lane = 'normal')
+   OR {_MOST_CONTROL} <= (SELECT count(*) FROM picked
+                          WHERE picked.neuron_id = place.neuron_id AND lane = 'control')
 ORDER BY 3, 15 DESC, 16 DESC, 9 DESC, 17
-"""
+""")
 
 
 async def claim(
@@ -162,14 +181,27 @@ async def claim(
     *,
     doubtful: Collection[tuple[str, int]] = (),
     most: int = 1_000_000,
-) -> list[Claimed]:
+) -> Claim:
     """Takes what those sessions (neuron_id, epoch) of this server are to be sent now, and marks
     it so. One statement: in autocommit mode what it returns is committed. `doubtful` are those of
     them for which the answer to an earlier claim was lost; `most` is how many commands a session
     gets that are no control commands and were not sent before.
     """
+    answer = await claim_later(connection, server_id, sessions, doubtful=doubtful, most=most)
+    return await answer()
+
+
+async def claim_later(
+    connection: Connection,
+    server_id: str,
+    sessions: Sequence[tuple[str, int]],
+    *,
+    doubtful: Collection[tuple[str, int]] = (),
+    most: int = 1_000_000,
+) -> Callable[[], Awaitable[Claim]]:
+    """The same, in a pipeline: asks now, and gives the claim when called."""
     cursor = await connection.execute(
-        _CLAIM.encode(),
+        _CLAIM,
         {
             "server_id": server_id,
             "neuron_ids": [neuron_id for neuron_id, _ in sessions],
@@ -178,34 +210,42 @@ async def claim(
             "most": most,
         },
     )
-    claimed: list[Claimed] = []
-    for to_cancel, *row in await cursor.fetchall():
-        command_id, neuron_id, epoch, attempt, reason, *order = row
-        if to_cancel:
-            claimed.append(ClaimedCancel(command_id, neuron_id, epoch, attempt, reason))
-        else:
-            order[7] = Execution(order[7])
-            claimed.append(ClaimedCommand(command_id, neuron_id, epoch, attempt, *order[:9]))
-    return claimed
+
+    async def answer() -> Claim:
+        claim = Claim()
+        for kind, command_id, neuron_id, epoch, attempt, reason, *order in await cursor.fetchall():
+            match kind:
+                case "command":
+                    order[7] = Execution(order[7])
+                    command = ClaimedCommand(command_id, neuron_id, epoch, attempt, *order[:9])
+                    claim.commands.append(command)
+                case "cancel":
+                    cancel = ClaimedCancel(command_id, neuron_id, epoch, attempt, reason)
+                    claim.cancels.append(cancel)
+                case _:
+                    claim.full.add(neuron_id)
+        return claim
+
+    return answer
 
 
-_CANCELS = f"""
+_CANCELS = statement(f"""
 UPDATE commands c SET cancel_epoch = s.session_epoch
 FROM neuron_states s
 WHERE s.neuron_id = %(neuron_id)s AND s.session_epoch = %(epoch)s
   AND c.neuron_id = s.neuron_id AND {_TO_CANCEL}
   AND c.cancel_epoch IS DISTINCT FROM s.session_epoch
 RETURNING c.command_id::text, c.neuron_id, c.cancel_epoch, c.cancel_attempt, c.state_reason
-"""
+""")
 
 
 async def claim_cancels(connection: Connection, neuron_id: str, epoch: int) -> list[ClaimedCancel]:
     """Takes the attempts that one session is to give up and was not told of."""
-    cursor = await connection.execute(_CANCELS.encode(), {"neuron_id": neuron_id, "epoch": epoch})
+    cursor = await connection.execute(_CANCELS, {"neuron_id": neuron_id, "epoch": epoch})
     return [ClaimedCancel(*row) for row in await cursor.fetchall()]
 
 
-_WAITING = f"""
+_WAITING = statement(f"""
 SELECT DISTINCT c.neuron_id
 FROM commands c JOIN neuron_states s USING (neuron_id)
 WHERE s.session_open AND s.server_id = %(server_id)s
@@ -213,12 +253,12 @@ WHERE s.session_open AND s.server_id = %(server_id)s
        OR ({_TO_CANCEL} AND c.cancel_epoch IS DISTINCT FROM s.session_epoch)
        OR (c.state IN {_AGAIN} AND c.execution = 'AT_LEAST_ONCE'
            AND c.session_epoch < s.session_epoch))
-"""
+""")
 
 
 async def neurons_with_work(connection: Connection, server_id: str) -> list[str]:
     """The neurons with a stream on this server for which something waits: what hints missed, and
     what had to wait for its time.
     """
-    cursor = await connection.execute(_WAITING.encode(), {"server_id": server_id})
+    cursor = await connection.execute(_WAITING, {"server_id": server_id})
     return [neuron_id for (neuron_id,) in await cursor.fetchall()]

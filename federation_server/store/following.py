@@ -14,7 +14,7 @@ from federation_server.store.commands import (
     record_of,
     select_list,
 )
-from federation_server.store.database import Connection
+from federation_server.store.database import Connection, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class News:
         return News(self.record, [each for each in self.transitions if each.revision > revision])
 
 
-_READ = f"""
+_READ = statement(f"""
 SELECT w.command_id::text, (
         SELECT jsonb_agg(jsonb_build_array(t.revision, t.state, t.transition_time, t.attempt,
                                            t.actor, t.reason) ORDER BY t.revision)
@@ -39,7 +39,7 @@ SELECT w.command_id::text, (
 FROM unnest(%s::uuid[], %s::int8[], %s::bool[]) AS w (command_id, after, always)
 LEFT JOIN commands c ON c.command_id = w.command_id
 WHERE c.command_id IS NULL OR c.revision > w.after OR w.always
-"""
+""")
 
 
 async def read(
@@ -49,7 +49,7 @@ async def read(
     command that is not there is None; one that has not changed is left out, unless `always`.
     """
     columns = [list(column) for column in zip(*wanted, strict=True)]
-    cursor = await connection.execute(_READ.encode(), columns)
+    cursor = await connection.execute(_READ, columns)
     return {
         command_id: None if row[0] is None else News(record_of(row), _transitions(found))
         for command_id, found, *row in await cursor.fetchall()

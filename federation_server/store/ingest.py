@@ -18,8 +18,7 @@ but the neuron may have been deactivated since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
@@ -29,7 +28,7 @@ from federation_server.domain.command import CommandUpdate
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
 from federation_server.store import ingest_analytics, ingest_commands, ledger
-from federation_server.store.database import Connection
+from federation_server.store.database import Connection, pipelined, roll_back, statement
 from federation_server.store.ledger import ChangedCommand
 
 DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
@@ -80,7 +79,7 @@ class Outcome:
     """The commands that changed."""
 
 
-_FENCE = """
+_FENCE = statement("""
 SELECT s.neuron_id, b.epoch
 FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
 JOIN neuron_states s USING (neuron_id)
@@ -89,27 +88,27 @@ WHERE CASE WHEN b.epoch = 0
            ELSE s.session_epoch = b.epoch END
 ORDER BY s.neuron_id
 FOR NO KEY UPDATE OF s
-"""
+""")
 
-_MARKS = """
+_MARKS = statement("""
 SELECT p.neuron_id, p.spool_id, p.last_sequence
 FROM unnest(%s::text[], %s::text[]) AS b (neuron_id, spool_id)
 JOIN spools p USING (neuron_id, spool_id)
-"""
+""")
 
-_ADVANCE = """
+_ADVANCE = statement("""
 INSERT INTO spools (neuron_id, spool_id, last_sequence, update_time)
 SELECT neuron_id, spool_id, last_sequence, now()
 FROM unnest(%s::text[], %s::text[], %s::int8[]) AS b (neuron_id, spool_id, last_sequence)
 ON CONFLICT (neuron_id, spool_id) DO UPDATE
 SET last_sequence = excluded.last_sequence, update_time = excluded.update_time
-"""
+""")
 
 # A neuron's totals go on over its restarts: of the process that was counted last, only what it
 # has grown by is added; of a new process, all. (`greatest` passes over NULL: what a heartbeat
 # does not say adds nothing.) A heartbeat that is written after its session has closed does not
 # make its neuron ONLINE again.
-_STATE = """
+_STATE = statement("""
 UPDATE neuron_states s SET
     last_heartbeat_time = now(),
     health_score = b.health_score,
@@ -155,9 +154,9 @@ WHERE s.neuron_id = b.neuron_id AND
          THEN (SELECT n.lifecycle = 'ACTIVE' FROM neurons n WHERE n.neuron_id = s.neuron_id)
          ELSE s.session_epoch = b.epoch END
 RETURNING s.neuron_id, b.epoch
-"""
+""")
 
-_REOPEN = """
+_REOPEN = statement("""
 UPDATE neuron_states s SET
     session_open = true,
     session_close_time = NULL,
@@ -166,10 +165,10 @@ UPDATE neuron_states s SET
     presence_reason = 'its stream is open'
 FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
 WHERE s.neuron_id = b.neuron_id AND s.session_epoch = b.epoch AND NOT s.session_open
-"""
+""")
 
 # A session that is no longer the newest has nothing left to close.
-_CLOSE = """
+_CLOSE = statement("""
 UPDATE neuron_states s SET
     session_open = false,
     session_close_time = now(),
@@ -180,7 +179,7 @@ UPDATE neuron_states s SET
 FROM unnest(%s::text[], %s::int8[], %s::text[], %s::text[])
      AS b (neuron_id, epoch, presence, reason)
 WHERE s.neuron_id = b.neuron_id AND s.session_epoch = b.epoch AND s.session_open
-"""
+""")
 
 _COPY_HEARTBEATS = f"COPY heartbeats (neuron_id, epoch, {', '.join(Heartbeat._fields)}) FROM STDIN"
 
@@ -206,35 +205,59 @@ async def apply(
         psycopg.OperationalError: PostgreSQL is away; whether the batch was committed is unknown,
             and applying it again is safe.
     """
-    # As many statements are sent at a time as do not depend on each other's answers; COPY is the
-    # one that cannot be sent so.
-    copies = bool(heartbeats) or any(isinstance(i.payload, AnalyticsReport) for i in durables)
-    async with AsyncExitStack() as stack:
-        if not copies:
-            await stack.enter_async_context(connection.pipeline())
-        await stack.enter_async_context(connection.transaction())
-        async with AsyncExitStack() as pipeline:
-            await pipeline.enter_async_context(connection.pipeline())
-            clock = await connection.execute(b"SELECT now()")
-            if reopened:
-                await connection.execute(_REOPEN.encode(), _columns(reopened))
-            fresh = await _judge(connection, durables) if durables else _Fresh()
-            ((time,),) = await clock.fetchall()
-            outcome = Outcome(time, fresh.fenced, fresh.marks)
-            await _write_fresh(connection, fresh, outcome)
-            state = None
+    if heartbeats or any(isinstance(item.payload, AnalyticsReport) for item in durables):
+        # COPY cannot be sent in a pipeline: the transaction outlives it.
+        try:
+            async with connection.pipeline():
+                await connection.execute(b"BEGIN")
+                applied = await _apply(connection, heartbeats, durables, closed, reopened)
+            if applied.reports:
+                now = applied.outcome.time
+                await ingest_analytics.write(
+                    connection, applied.reports, now=now, oldest=oldest_point
+                )
             if heartbeats:
-                state = await connection.execute(_STATE.encode(), _state_columns(heartbeats))
-            if closed:
-                await connection.execute(_CLOSE.encode(), _columns(closed))
-            written = set(await state.fetchall()) if state is not None else set()
-        if fresh.reports:
-            await ingest_analytics.write(
-                connection, fresh.reports, now=outcome.time, oldest=oldest_point
-            )
-        if heartbeats:
-            await _copy(connection, heartbeats, written, outcome)
-    return outcome
+                await _copy(connection, heartbeats, applied)
+            await connection.execute(b"COMMIT")
+        except BaseException:
+            await roll_back(connection)
+            raise
+    else:
+        async with pipelined(connection):
+            applied = await _apply(connection, heartbeats, durables, closed, reopened)
+    return applied.outcome
+
+
+@dataclass(slots=True)
+class _Applied:
+    """A batch, applied but for what is copied."""
+
+    outcome: Outcome
+    reports: Sequence[tuple[str, AnalyticsReport]]
+    beating: set[tuple[Any, ...]]
+    """The sessions (neuron_id, epoch) that are the newest, of those that sent heartbeats."""
+
+
+async def _apply(
+    connection: Connection,
+    heartbeats: Sequence[HeartbeatItem],
+    durables: Sequence[DurableItem],
+    closed: Sequence[ClosedItem],
+    reopened: Sequence[tuple[str, int]],
+) -> _Applied:
+    """In a pipeline: as many statements are sent at a time as do not need each other's answers."""
+    clock = await connection.execute(b"SELECT now()")
+    if reopened:
+        await connection.execute(_REOPEN, _columns(reopened))
+    fresh = await _judge(connection, durables) if durables else _Fresh()
+    ((time,),) = await clock.fetchall()
+    outcome = Outcome(time, fresh.fenced, fresh.marks)
+    await _write_fresh(connection, fresh, outcome)
+    state = await connection.execute(_STATE, _state_columns(heartbeats)) if heartbeats else None
+    if closed:
+        await connection.execute(_CLOSE, _columns(closed))
+    beating = set(await state.fetchall()) if state is not None else set()
+    return _Applied(outcome, fresh.reports, beating)
 
 
 @dataclass(slots=True)
@@ -255,8 +278,8 @@ async def _judge(connection: Connection, durables: Sequence[DurableItem]) -> _Fr
     spools = {(item.neuron_id, item.spool_id) for item in durables}
     updates = [i.payload.command_id for i in durables if isinstance(i.payload, CommandUpdate)]
     # In this order: the marks, and the commands, as they are once the fence's locks are held.
-    fence = await connection.execute(_FENCE.encode(), _columns(sessions))
-    found_marks = await connection.execute(_MARKS.encode(), _columns(spools))
+    fence = await connection.execute(_FENCE, _columns(sessions))
+    found_marks = await connection.execute(_MARKS, _columns(spools))
     locked = await ledger.lock_later(connection, updates)
 
     fresh = _Fresh(fenced=sessions - set(await fence.fetchall()))
@@ -286,7 +309,7 @@ async def _judge(connection: Connection, durables: Sequence[DurableItem]) -> _Fr
 async def _write_fresh(connection: Connection, fresh: _Fresh, outcome: Outcome) -> None:
     if fresh.advanced:
         rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
-        await connection.execute(_ADVANCE.encode(), _columns(rows))
+        await connection.execute(_ADVANCE, _columns(rows))
     if fresh.updates:
         outcome.changed = await ingest_commands.write(
             connection, fresh.commands, fresh.updates, now=outcome.time
@@ -318,16 +341,15 @@ def _state_columns(heartbeats: Sequence[HeartbeatItem]) -> list[list[Any]]:
 async def _copy(
     connection: Connection,
     heartbeats: Sequence[HeartbeatItem],
-    written: Set[tuple[Any, ...]],
-    outcome: Outcome,
+    applied: _Applied,
 ) -> None:
     """Copies the heartbeats whose sessions are the newest into the history."""
     async with connection.cursor() as cursor, cursor.copy(_COPY_HEARTBEATS) as copy:
         for item in heartbeats:
-            if (item.neuron_id, item.epoch) in written:
+            if (item.neuron_id, item.epoch) in applied.beating:
                 await copy.write_row((item.neuron_id, item.epoch, *item.heartbeat))
             else:
-                outcome.fenced.add((item.neuron_id, item.epoch))
+                applied.outcome.fenced.add((item.neuron_id, item.epoch))
 
 
 def _columns(rows: Any) -> list[list[Any]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import orjson
 
@@ -18,7 +17,7 @@ from federation_server.store.commands import (
     record_of,
     select_list,
 )
-from federation_server.store.database import Connection
+from federation_server.store.database import Connection, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Known:
     request_hash: bytes
 
 
-_TARGETS = b"""
+_TARGETS = statement("""
 SELECT n.neuron_id, w.type, n.lifecycle::text,
     jsonb_path_query_first(n.command_types, '$[*] ? (@.type == $type)',
                            jsonb_build_object('type', w.type)),
@@ -52,43 +51,42 @@ JOIN neurons n USING (neuron_id)
 JOIN neuron_states s USING (neuron_id)
 ORDER BY n.neuron_id
 FOR KEY SHARE OF n
-"""
+""")
 
-_KNOWN = f"""
+_KNOWN = statement(f"""
 SELECT c.issuer, c.request_id, c.request_hash, {select_list("c")}
 FROM unnest(%s::text[], %s::text[]) AS w (issuer, request_id)
 JOIN commands c ON c.issuer = w.issuer AND c.request_id = w.request_id
-"""
+""")
 
-_KINDS = {
-    "command_id": "uuid",
-    "neuron_id": "text",
-    "issuer": "text",
-    "request_id": "text",
-    "request_hash": "bytea",
-    "type": "text",
-    "data": "text",
-    "control": "bool",
-    "priority": "int2",
-    "not_before_time": "timestamptz",
-    "expire_time": "timestamptz",
-    "accept_timeout": "interval",
-    "run_timeout": "interval",
-    "progress_timeout": "interval",
-    "execution": "text",
-    "max_attempts": "int4",
-    "retry_backoff": "interval",
-    "allow_unadvertised": "bool",
-    "retry_of_command_id": "uuid",
-}
-_CASTS = {"data": "data::jsonb", "execution": "execution::execution"}
+_COLUMNS = (
+    "neuron_id",
+    "issuer",
+    "request_id",
+    "type",
+    "data",
+    "control",
+    "priority",
+    "not_before_time",
+    "expire_time",
+    "execution",
+    "max_attempts",
+    "allow_unadvertised",
+    "retry_of_command_id",
+)
+_SPANS = ("accept_timeout", "run_timeout", "progress_timeout", "retry_backoff")
 
-_INSERT = f"""
+_INSERT = statement(f"""
 WITH made AS (
-    INSERT INTO commands ({", ".join(_KINDS)}, state, create_time)
-    SELECT {", ".join(_CASTS.get(name, name) for name in _KINDS)}, 'QUEUED', now()
-    FROM unnest({", ".join(f"%s::{kind}[]" for kind in _KINDS.values())})
-         AS b ({", ".join(_KINDS)})
+    INSERT INTO commands (command_id, request_hash, state, create_time,
+        {", ".join(_COLUMNS)}, {", ".join(_SPANS)})
+    SELECT command_id, decode(request_hash, 'hex'), 'QUEUED', now(),
+        {", ".join(_COLUMNS)}, {", ".join(f"{name} * interval '1 s'" for name in _SPANS)}
+    FROM json_to_recordset(%s::json) AS b (command_id uuid, request_hash text, neuron_id text,
+        issuer text, request_id text, type text, data jsonb, control bool, priority int2,
+        not_before_time timestamptz, expire_time timestamptz, execution execution,
+        max_attempts int4, allow_unadvertised bool, retry_of_command_id uuid,
+        {", ".join(f"{name} float8" for name in _SPANS)})
     ON CONFLICT (issuer, request_id) DO NOTHING
     RETURNING *
 ), noted AS (
@@ -97,59 +95,81 @@ WITH made AS (
     SELECT command_id, revision, state, create_time, attempt, 'admin:' || issuer, '' FROM made
 )
 SELECT command_id::text FROM made
-"""
+""")
 
 
-async def targets(
+async def targets_later(
     connection: Connection, wanted: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Target]:
+) -> Callable[[], Awaitable[dict[tuple[str, str], Target]]]:
     """For each (neuron_id, command type): the neuron, if there is one. It cannot be deleted before
-    the transaction ends.
+    the transaction ends. In a pipeline: asks now, and gives them when called.
     """
     cursor = await connection.execute(
         _TARGETS, ([neuron_id for neuron_id, _ in wanted], [kind for _, kind in wanted])
     )
-    return {
-        (neuron_id, kind): Target(Lifecycle(lifecycle), advertised, server_id, now)
-        for neuron_id, kind, lifecycle, advertised, server_id, now in await cursor.fetchall()
-    }
+
+    async def targets() -> dict[tuple[str, str], Target]:
+        return {
+            (neuron_id, kind): Target(Lifecycle(lifecycle), advertised, server_id, now)
+            for neuron_id, kind, lifecycle, advertised, server_id, now in await cursor.fetchall()
+        }
+
+    return targets
 
 
 async def known(
     connection: Connection, requests: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Known]:
     """Which of the requests (issuer, request_id) have made a command."""
-    if not requests:
-        return {}
-    cursor = await connection.execute(
-        _KNOWN.encode(), ([issuer for issuer, _ in requests], [request for _, request in requests])
-    )
-    return {
-        (issuer, request_id): Known(record_of(row), request_hash)
-        for issuer, request_id, request_hash, *row in await cursor.fetchall()
-    }
+    return await (await known_later(connection, requests))()
 
 
-async def insert(
+async def known_later(
+    connection: Connection, requests: Sequence[tuple[str, str]]
+) -> Callable[[], Awaitable[dict[tuple[str, str], Known]]]:
+    """The same, in a pipeline: asks now, and gives them when called."""
+    columns = [issuer for issuer, _ in requests], [request for _, request in requests]
+    cursor = await connection.execute(_KNOWN, columns) if requests else None
+
+    async def known() -> dict[tuple[str, str], Known]:
+        rows = await cursor.fetchall() if cursor is not None else ()
+        return {
+            (issuer, request_id): Known(record_of(row), request_hash)
+            for issuer, request_id, request_hash, *row in rows
+        }
+
+    return known
+
+
+async def insert_later(
     connection: Connection, commands: Sequence[tuple[NewCommand, datetime]]
-) -> list[CommandRecord | None]:
-    """Puts the commands into the ledger, at the transaction's time; None for each whose issuer has
-    used its request_id before.
+) -> Callable[[], Awaitable[list[CommandRecord | None]]]:
+    """Puts the commands into the ledger, at the transaction's time. In a pipeline: asks now, and
+    gives them when called; None for each whose issuer has used its request_id before.
     """
     made = [
         replace(preview(new, now), command_id=str(uuid.uuid4()), revision=1)
         for new, now in commands
     ]
-    columns: list[list[Any]] = [[] for _ in _KINDS]
-    for (new, _), record in zip(commands, made, strict=True):
-        for column, name in zip(columns, _KINDS, strict=True):
-            match name:
-                case "command_id":
-                    column.append(record.command_id)
-                case "data":
-                    column.append(orjson.dumps(new.data).decode())
-                case _:
-                    column.append(getattr(new, name))
-    cursor = await connection.execute(_INSERT.encode(), columns)
-    inserted = {command_id for (command_id,) in await cursor.fetchall()}
-    return [record if record.command_id in inserted else None for record in made]
+    values = [
+        {
+            "command_id": record.command_id,
+            "request_hash": new.request_hash.hex(),
+            **{name: getattr(new, name) for name in _COLUMNS},
+            **{
+                name: span.total_seconds()
+                for name in _SPANS
+                if (span := getattr(new, name)) is not None
+            },
+        }
+        for (new, _), record in zip(commands, made, strict=True)
+    ]
+    cursor = await connection.execute(_INSERT, (orjson.dumps(values).decode(),))
+
+    async def inserted() -> list[CommandRecord | None]:
+        if not any(new.request_id for new, _ in commands):  # nothing to wait for
+            return list(made)
+        ids = {command_id for (command_id,) in await cursor.fetchall()}
+        return [record if record.command_id in ids else None for record in made]
+
+    return inserted

@@ -165,11 +165,9 @@ async def pull(
     ]
     return Pulled(
         commands=[
-            each
-            for each in claimed
-            if isinstance(each, ClaimedCommand) and not (each.again and each.command_id in named)
+            each for each in claimed.commands if not (each.again and each.command_id in named)
         ],
-        cancels=[each for each in claimed if isinstance(each, ClaimedCancel)] + astray,
+        cancels=[*claimed.cancels, *astray],
         lost=lost,
     )
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
-from psycopg import AsyncCursor
 
 from federation_server.domain.command import (
     IN_FLIGHT_STATES,
@@ -22,8 +21,7 @@ from federation_server.domain.command import (
     Execution,
     cancel,
 )
-from federation_server.domain.neuron import JsonObject
-from federation_server.store.database import Connection
+from federation_server.store.database import Connection, statement
 
 
 class ChangedCommand(NamedTuple):
@@ -32,6 +30,8 @@ class ChangedCommand(NamedTuple):
     command_id: str
     neuron_id: str
     state: CommandState
+    to_cancel: bool
+    """Its neuron is to give an attempt of it up."""
     seconds: float | None
     """From issue to final state; None before."""
     batch_id: str | None
@@ -83,56 +83,56 @@ command_id::text, neuron_id, state::text, attempt, execution::text, max_attempts
 expire_time, state_reason, next_attempt_time, cancel_attempt, revision
 """
 
-_LOCK = f"""
+_LOCK = statement(f"""
 SELECT {_ENTRY} FROM commands WHERE command_id = ANY (%s::uuid[])
 ORDER BY command_id
 FOR NO KEY UPDATE
-"""
+""")
 
 # Progress and results are replaced where the change brings them. What an attempt left behind
 # (error, log) stays until the next attempt begins, which the dispatcher's claim writes.
-_UPDATE = """
-UPDATE commands c SET
-    state = b.state::command_state,
-    state_reason = b.state_reason,
-    revision = b.revision,
-    next_attempt_time = b.next_attempt_time,
-    cancel_attempt = b.cancel_attempt,
-    cancel_epoch = CASE WHEN b.cancel_attempt IS DISTINCT FROM c.cancel_attempt THEN NULL
-                        ELSE c.cancel_epoch END,
-    cancel_time = CASE WHEN b.cancelled THEN now() ELSE c.cancel_time END,
-    accept_time = CASE WHEN b.accepted THEN coalesce(c.accept_time, now()) ELSE c.accept_time END,
-    start_time = CASE WHEN b.started THEN coalesce(c.start_time, now()) ELSE c.start_time END,
-    end_time = CASE WHEN b.final THEN now() END,
-    progress_fraction = coalesce(b.fraction, c.progress_fraction),
-    progress_message = coalesce(b.message, c.progress_message),
-    progress_time = CASE WHEN b.fraction IS NULL THEN c.progress_time ELSE now() END,
-    checkpoint = coalesce(b.checkpoint::jsonb, c.checkpoint),
-    response = b.response::jsonb,
-    error_code = b.error_code,
-    error_message = b.error_message,
-    error_details = b.error_details::jsonb,
-    log_tail = b.log_tail,
-    run_duration = b.run_duration
-FROM unnest(
-    %s::uuid[], %s::text[], %s::text[], %s::int8[], %s::timestamptz[], %s::int8[], %s::bool[],
-    %s::bool[], %s::bool[], %s::bool[], %s::float8[], %s::text[], %s::text[], %s::text[],
-    %s::text[], %s::text[], %s::text[], %s::text[], %s::interval[]
-) AS b (command_id, state, state_reason, revision, next_attempt_time, cancel_attempt, cancelled,
-        accepted, started, final, fraction, message, checkpoint, response,
-        error_code, error_message, error_details, log_tail, run_duration)
-WHERE c.command_id = b.command_id
-RETURNING c.command_id::text, extract(epoch FROM c.end_time - c.create_time)::float8,
-    c.batch_id::text
-"""
-
-_LOG = """
-INSERT INTO command_transitions
-    (command_id, revision, state, transition_time, attempt, actor, reason)
-SELECT command_id, revision, state::command_state, now(), attempt, actor, reason
-FROM unnest(%s::uuid[], %s::int8[], %s::text[], %s::int8[], %s::text[], %s::text[])
-     AS b (command_id, revision, state, attempt, actor, reason)
-"""
+_SAVE = statement("""
+WITH b AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%s::json) AS b (
+        command_id uuid, attempt int8, revision int8, passed json, state text, state_reason text,
+        next_attempt_time timestamptz, cancel_attempt int8, cancelled bool, accepted bool,
+        started bool, final bool, fraction float8, message text, checkpoint jsonb, response jsonb,
+        error_code text, error_message text, error_details jsonb, log_tail text, run_s float8)
+), changed AS (
+    UPDATE commands c SET
+        state = b.state::command_state,
+        state_reason = b.state_reason,
+        revision = b.revision + greatest(1, json_array_length(b.passed)),
+        next_attempt_time = b.next_attempt_time,
+        cancel_attempt = b.cancel_attempt,
+        cancel_epoch = CASE WHEN b.cancel_attempt IS DISTINCT FROM c.cancel_attempt THEN NULL
+                            ELSE c.cancel_epoch END,
+        cancel_time = CASE WHEN b.cancelled THEN now() ELSE c.cancel_time END,
+        accept_time = CASE WHEN b.accepted THEN coalesce(c.accept_time, now())
+                           ELSE c.accept_time END,
+        start_time = CASE WHEN b.started THEN coalesce(c.start_time, now()) ELSE c.start_time END,
+        end_time = CASE WHEN b.final THEN now() END,
+        progress_fraction = coalesce(b.fraction, c.progress_fraction),
+        progress_message = coalesce(b.message, c.progress_message),
+        progress_time = CASE WHEN b.fraction IS NULL THEN c.progress_time ELSE now() END,
+        checkpoint = coalesce(b.checkpoint, c.checkpoint),
+        response = b.response,
+        error_code = b.error_code,
+        error_message = b.error_message,
+        error_details = b.error_details,
+        log_tail = b.log_tail,
+        run_duration = b.run_s * interval '1 s'
+    FROM b WHERE c.command_id = b.command_id
+    RETURNING c.command_id, extract(epoch FROM c.end_time - c.create_time)::float8, c.batch_id
+), noted AS (
+    INSERT INTO command_transitions
+        (command_id, revision, state, transition_time, attempt, actor, reason)
+    SELECT b.command_id, b.revision + p.number, (p.change ->> 'state')::command_state, now(),
+        b.attempt, p.change ->> 'actor', p.change ->> 'reason'
+    FROM b CROSS JOIN json_array_elements(b.passed) WITH ORDINALITY AS p (change, number)
+)
+SELECT command_id::text, extract, batch_id::text FROM changed
+""")
 
 
 def is_command_id(text: str) -> bool:
@@ -153,7 +153,7 @@ async def lock_later(
 ) -> Callable[[], Awaitable[dict[str, Row]]]:
     """The same, in a pipeline: asks now, and gives the rows when called."""
     known = sorted({command_id for command_id in command_ids if is_command_id(command_id)})
-    cursor = await connection.execute(_LOCK.encode(), (known,)) if known else None
+    cursor = await connection.execute(_LOCK, (known,)) if known else None
 
     async def locked() -> dict[str, Row]:
         rows = await cursor.fetchall() if cursor is not None else ()
@@ -184,11 +184,17 @@ async def save(connection: Connection, rows: Iterable[Row]) -> list[ChangedComma
     changed = [row for row in rows if row.changed]
     if not changed:
         return []
-    cursor = await _update(connection, changed)
-    await _log(connection, changed)
+    values = orjson.dumps([_values(row) for row in changed]).decode()
+    cursor = await connection.execute(_SAVE, (values,))
     written = {command_id: rest for command_id, *rest in await cursor.fetchall()}
     return [
-        ChangedCommand(entry.command_id, entry.neuron_id, entry.state, *written[entry.command_id])
+        ChangedCommand(
+            entry.command_id,
+            entry.neuron_id,
+            entry.state,
+            entry.cancel_attempt is not None,
+            *written[entry.command_id],
+        )
         for entry in (row.entry for row in changed)
     ]
 
@@ -205,55 +211,34 @@ async def cancel_commands(
     return await save(connection, rows.values())
 
 
-async def _update(connection: Connection, changed: Sequence[Row]) -> AsyncCursor[tuple[Any, ...]]:
-    columns: list[list[Any]] = [[] for _ in range(19)]
-    for row in changed:
-        entry = row.entry
-        finished = entry.finished
-        error = finished.error if finished else None
-        values = (
-            entry.command_id,
-            entry.state.value,
-            entry.state_reason,
-            row.revision + max(1, len(row.passed)),
-            entry.next_attempt_time,
-            entry.cancel_attempt,
-            row.passed_through(CommandState.CANCELLING),
-            row.passed_through(CommandState.ACCEPTED),
-            row.passed_through(CommandState.RUNNING),
-            entry.final,
-            entry.fraction,
-            entry.message,
-            _json(entry.checkpoint),
-            _json(finished.response) if finished else None,
-            error.code if error else None,
-            error.message if error else None,
-            _json(error.details) if error else None,
-            finished.log_tail if finished else "",
-            finished.run_duration if finished else None,
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    return await connection.execute(_UPDATE.encode(), columns)
-
-
-async def _log(connection: Connection, changed: Sequence[Row]) -> None:
-    columns: list[list[Any]] = [[] for _ in range(6)]
-    for row in changed:
-        for offset, change in enumerate(row.passed, start=1):
-            values = (
-                row.entry.command_id,
-                row.revision + offset,
-                change.state.value,
-                row.entry.attempt,
-                change.actor,
-                change.reason,
-            )
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-    if columns[0]:
-        await connection.execute(_LOG.encode(), columns)
-
-
-def _json(value: JsonObject | None) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+def _values(row: Row) -> dict[str, Any]:
+    """What `_SAVE` reads of a row."""
+    entry = row.entry
+    values: dict[str, Any] = {
+        "command_id": entry.command_id,
+        "attempt": entry.attempt,
+        "revision": row.revision,
+        "passed": row.passed,
+        "state": entry.state,
+        "state_reason": entry.state_reason,
+        "next_attempt_time": entry.next_attempt_time,
+        "cancel_attempt": entry.cancel_attempt,
+        "cancelled": row.passed_through(CommandState.CANCELLING),
+        "accepted": row.passed_through(CommandState.ACCEPTED),
+        "started": row.passed_through(CommandState.RUNNING),
+        "final": entry.final,
+        "fraction": entry.fraction,
+        "message": entry.message,
+        "checkpoint": entry.checkpoint,
+        "log_tail": "",
+    }
+    if (finished := entry.finished) is not None:
+        values["response"] = finished.response
+        values["log_tail"] = finished.log_tail
+        if finished.run_duration is not None:
+            values["run_s"] = finished.run_duration.total_seconds()
+        if (error := finished.error) is not None:
+            values["error_code"] = error.code
+            values["error_message"] = error.message
+            values["error_details"] = error.details
+    return values

@@ -11,7 +11,7 @@ from federation_server.domain.command import Accepted, CommandState, CommandUpda
 from federation_server.store import commands, dispatch, ingest, issuing, leases, ledger, timers
 from federation_server.store.commands import NewCommand
 from federation_server.store.database import Connection, Database
-from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
+from federation_server.store.dispatch import Claim, ClaimedCommand
 from federation_server.store.ingest import DurableItem
 from federation_server.store.issuing import Known
 from tests.support.neurons import GENERATION, open_session, put_command, put_neuron
@@ -65,8 +65,7 @@ async def issue(
 
 
 async def claim(connection: Connection, epoch: int) -> list[ClaimedCommand]:
-    claimed = await dispatch.claim(connection, SERVER, [(NEURON, epoch)])
-    return [each for each in claimed if isinstance(each, ClaimedCommand)]
+    return (await dispatch.claim(connection, SERVER, [(NEURON, epoch)])).commands
 
 
 async def update(
@@ -207,10 +206,9 @@ async def test_a_cancel_is_claimed_again_if_the_answer_to_its_claim_was_lost(
         await ledger.cancel_commands(connection, [command_id], actor="admin:a", reason="")
     session = (NEURON, epoch)
     for doubtful in ([], [session]):  # the first answer reaches nobody
-        (told,) = await dispatch.claim(connection, SERVER, [session], doubtful=doubtful)
-        assert isinstance(told, ClaimedCancel)
+        (told,) = (await dispatch.claim(connection, SERVER, [session], doubtful=doubtful)).cancels
         assert (told.command_id, told.attempt) == (command_id, 1)
-    assert await dispatch.claim(connection, SERVER, [session]) == []
+    assert await dispatch.claim(connection, SERVER, [session]) == Claim()
 
 
 async def test_a_process_that_keeps_its_lease_is_not_away_whatever_its_heartbeats_say(

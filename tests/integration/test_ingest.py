@@ -106,7 +106,7 @@ async def issue(database: Database) -> CommandRecord:
 async def sent(database: Database, connection: Connection, epoch: int) -> str:
     record = await issue(database)
     claimed = await dispatch.claim(connection, "server-1", [(NEURON, epoch)])
-    assert [command.command_id for command in claimed] == [record.command_id]
+    assert [command.command_id for command in claimed.commands] == [record.command_id]
     return record.command_id
 
 

@@ -6,7 +6,7 @@ The spans are the model's; time passes by making everything that is stored older
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -24,7 +24,7 @@ from federation_server.store import (
 from federation_server.store.batches import Candidate
 from federation_server.store.commands import NewCommand
 from federation_server.store.database import Connection, Database, driver
-from federation_server.store.dispatch import Claimed, ClaimedCancel, ClaimedCommand
+from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
 from federation_server.store.ingest import ClosedItem, DurableItem, Outcome
 from federation_server.store.sessions import NewSession
 from tests.support import ledger_model as model
@@ -202,7 +202,7 @@ class LedgerStore:
             pulled = await leases.pull(
                 raw, SERVER, neuron_id, lease.epoch, running=running, most=most
             )
-        return lease.epoch, *_sorted([*pulled.commands, *pulled.cancels])
+        return lease.epoch, _attempts(pulled.commands), _attempts(pulled.cancels)
 
     # ---- between server and neurons
 
@@ -210,11 +210,15 @@ class LedgerStore:
         self, wanted: Sequence[tuple[str, int]], doubtful: Collection[tuple[str, int]]
     ) -> dict[str, tuple[list[AttemptId], list[AttemptId]]]:
         """For each neuron: what it is to carry out, and what to give up."""
-        claimed = await dispatch.claim(self._connection, SERVER, wanted, doubtful=doubtful)
+        claim = await dispatch.claim(self._connection, SERVER, wanted, doubtful=doubtful)
         epochs = dict(wanted)
-        assert all(each.session_epoch == epochs[each.neuron_id] for each in claimed)
+        given: list[ClaimedCommand | ClaimedCancel] = [*claim.commands, *claim.cancels]
+        assert all(each.session_epoch == epochs[each.neuron_id] for each in given)
         return {
-            neuron_id: _sorted([each for each in claimed if each.neuron_id == neuron_id])
+            neuron_id: (
+                _attempts(each for each in claim.commands if each.neuron_id == neuron_id),
+                _attempts(each for each in claim.cancels if each.neuron_id == neuron_id),
+            )
             for neuron_id in epochs
         }
 
@@ -293,10 +297,5 @@ def _new(order: Order, now: int) -> NewCommand:
     )
 
 
-def _sorted(claimed: Sequence[Claimed]) -> tuple[list[AttemptId], list[AttemptId]]:
-    given = [each for each in claimed if isinstance(each, ClaimedCommand)]
-    told = [each for each in claimed if isinstance(each, ClaimedCancel)]
-    return (
-        [(each.command_id, each.attempt) for each in given],
-        [(each.command_id, each.attempt) for each in told],
-    )
+def _attempts(claimed: Iterable[ClaimedCommand | ClaimedCancel]) -> list[AttemptId]:
+    return [(each.command_id, each.attempt) for each in claimed]

@@ -176,5 +176,6 @@ async def put_command(database: Database, new: NewCommand) -> CommandRecord | No
     """Puts a command into the ledger; None if its issuer has used its request_id before."""
     async with database.begin() as connection:
         now = await current_time(connection)
-        (record,) = await issuing.insert(await driver(connection), [(new, now)])
+        inserted = await issuing.insert_later(await driver(connection), [(new, now)])
+        (record,) = await inserted()
     return record
