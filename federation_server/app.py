@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from random import uniform
+from types import MappingProxyType
 from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
@@ -48,6 +49,7 @@ from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import partitions, schema_version
 from federation_server.store.database import Database
+from federation_server.store.following import News
 from federation_server.store.ledger import ChangedCommand
 
 log = structlog.get_logger(__name__)
@@ -80,6 +82,7 @@ class App:
             flush_interval=settings.flush_interval,
             oldest_point=settings.late_reports,
             changed=self._commands_changed,
+            followed=self.watchers.followed,
         )
         self.notifier = Notifier(
             database,
@@ -112,9 +115,16 @@ class App:
             reopen=self.writer.reopen,
         )
 
-    def _commands_changed(self, changes: Sequence[ChangedCommand]) -> None:
-        """What follows from a committed change of commands: watchers look, places are free."""
-        self.watchers.wake(change.command_id for change in changes)
+    def _commands_changed(
+        self,
+        changes: Sequence[ChangedCommand],
+        news: Mapping[str, News | None] = MappingProxyType({}),
+    ) -> None:
+        """What follows from a committed change of commands: who follows them is told what is new,
+        or looks; places are free.
+        """
+        self.watchers.tell(news)
+        self.watchers.wake(change.command_id for change in changes if change.command_id not in news)
         for change in changes:
             if change.seconds is not None:
                 self.metrics.commands_ended.labels(state=change.state.value).inc()

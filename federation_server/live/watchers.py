@@ -1,21 +1,22 @@
 """Who follows commands on this server, and what is new for them.
 
-One task reads, for all of them at once, whatever was said to have changed; and now and then all
-that is followed, because another server may have changed it. So what a follower costs the database
-does not grow with how often its command changes.
+What neurons say of a followed command is read in the transaction that writes it (`followed`,
+`tell`). For all else one task reads, for all followers at once, whatever was said to have changed;
+and now and then all that is followed, because another server may have changed it. So what a
+follower costs the database does not grow with how often its command changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psycopg
 
 from federation_server.store import following
 from federation_server.store.database import Database, OwnConnection, bounded
-from federation_server.store.following import News
+from federation_server.store.following import Asked, News
 
 LOOK_INTERVAL_S = 1.0
 """How long a change can stay unseen that another server made."""
@@ -56,7 +57,8 @@ class Watch:
     def tell(self, news: News) -> None:
         """Gives it what is new. What it has not taken yet is joined."""
         if self._news is not None:
-            news = News(news.record, [*self._news.transitions, *news.transitions])
+            joined = [*self._news.transitions, *news.transitions]
+            news = News(news.record, joined, self._news.after)
         self._news = news
         self.after = news.record.revision
         self.told = True
@@ -81,13 +83,20 @@ class CommandWatchers:
         self.closed = False
 
     @contextmanager
-    def watching(self, command_id: str, after: int = 0) -> Iterator[Watch]:
-        """Follows a command, of which everything up to a revision has been seen."""
+    def watching(
+        self, command_id: str, after: int = 0, *, seen: News | None = None
+    ) -> Iterator[Watch]:
+        """Follows a command, of which everything up to a revision has been seen; or, if it has been
+        issued in this very turn of the event loop, what is to be `seen` of it now.
+        """
         watch = Watch(after)
         self._watches.setdefault(command_id, set()).add(watch)
         if self.closed:
             watch.end(WatchersClosed())
-        self.wake([command_id])
+        elif seen is not None:
+            watch.tell(seen)
+        else:
+            self.wake([command_id])
         try:
             yield watch
         finally:
@@ -95,6 +104,29 @@ class CommandWatchers:
             watches.discard(watch)
             if not watches:
                 del self._watches[command_id]
+
+    def followed(self, command_ids: Iterable[str]) -> list[Asked]:
+        """Those of the commands that somebody follows, and what is to be read of them."""
+        return [
+            Asked(
+                command_id,
+                min(watch.after for watch in watches),
+                not all(watch.told for watch in watches),
+            )
+            for command_id in command_ids
+            if (watches := self._watches.get(command_id))
+        ]
+
+    def tell(self, found: Mapping[str, News | None]) -> None:
+        """Tells the followers what was read. Who came meanwhile, and needs more, was woken."""
+        for command_id, news in found.items():
+            for watch in tuple(self._watches.get(command_id, ())):
+                if news is None:
+                    watch.end()
+                elif watch.after >= news.after and (
+                    news.record.revision > watch.after or not watch.told
+                ):
+                    watch.tell(news.since(watch.after))
 
     def wake(self, command_ids: Iterable[str]) -> None:
         """Those commands may have changed."""
@@ -119,35 +151,19 @@ class CommandWatchers:
                     self._woken.update(self._watches)
                 self._wake.clear()
                 woken, self._woken = self._woken, set()
-                wanted = woken & self._watches.keys()
-                if wanted:
-                    await self._read(wanted)
+                if asked := self.followed(woken):
+                    await self._read(asked)
         finally:
             await self._connection.close()
 
-    async def _read(self, wanted: Iterable[str]) -> None:
-        asked = [
-            (
-                command_id,
-                min(watch.after for watch in self._watches[command_id]),
-                not all(watch.told for watch in self._watches[command_id]),
-            )
-            for command_id in wanted
-        ]
+    async def _read(self, asked: Sequence[Asked]) -> None:
         try:
             connection = await self._connection.get()
             with bounded(connection, READ_TIMEOUT_S):
-                found = await following.read(connection, asked)
+                self.tell(await following.read(connection, asked))
         except psycopg.Error as error:
             await self._connection.close()
             self._end_all(error)
-            return
-        for command_id, news in found.items():
-            for watch in tuple(self._watches.get(command_id, ())):
-                if news is None:
-                    watch.end()
-                elif news.record.revision > watch.after or not watch.told:
-                    watch.tell(news.since(watch.after))
 
     def _end_all(self, fault: Exception) -> None:
         for watches in self._watches.values():

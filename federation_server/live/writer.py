@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Protocol
@@ -38,6 +38,7 @@ from federation_server.store.database import (
     bounded,
     first_line,
 )
+from federation_server.store.following import Followed, News
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
 from federation_server.store.ledger import ChangedCommand
 
@@ -158,13 +159,17 @@ class Writer:
         *,
         flush_interval: timedelta,
         oldest_point: timedelta,
-        changed: Callable[[Sequence[ChangedCommand]], None],
+        changed: Callable[[Sequence[ChangedCommand], Mapping[str, News | None]], None],
+        followed: Followed,
     ) -> None:
-        """`changed` is called with the commands that a committed batch has changed."""
+        """`changed` is called with the commands that a committed batch has changed, and with what
+        is new of those that are `followed`.
+        """
         self._metrics = metrics
         self._flush_interval_s = flush_interval.total_seconds()
         self._oldest_point = oldest_point
         self._changed = changed
+        self._followed = followed
         self._waiting = _Batch()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -362,6 +367,7 @@ class Writer:
                 batch.closed,
                 reopened=batch.reopened,
                 oldest_point=self._oldest_point,
+                followed=self._followed,
             )
 
     async def _isolate(self, batch: _Batch, error: Exception) -> None:
@@ -408,7 +414,7 @@ class Writer:
         for sender in batch.replaced:
             sender.stored(0, outcome.time)
         if outcome.changed:
-            self._changed(outcome.changed)
+            self._changed(outcome.changed, outcome.news)
 
     async def _make_partitions(self) -> None:
         """Makes the partitions that late reports, or a clock that jumped, need."""

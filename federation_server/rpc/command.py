@@ -15,7 +15,7 @@ from federation_server.domain.command import CommandState
 from federation_server.domain.explain import explain
 from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
-from federation_server.live.issuer import Request
+from federation_server.live.issuer import Issued, Request
 from federation_server.live.notifier import hint_dispatch
 from federation_server.live.watchers import WatchersClosed
 from federation_server.rpc import auth, errors, limits
@@ -24,9 +24,10 @@ from federation_server.rpc.convert_command import command as to_command
 from federation_server.rpc.convert_command import fact as to_fact
 from federation_server.rpc.order import Order
 from federation_server.store import commands as store
-from federation_server.store import ledger
+from federation_server.store import following, ledger
 from federation_server.store.command_list import ORDERS, list_commands
 from federation_server.store.database import driver
+from federation_server.store.following import News
 from federation_server.store.issuing import Known, Target
 from federation_server.store.ledger import is_command_id
 from federation_server.store.situation import situation
@@ -46,13 +47,13 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
     ) -> pb.IssueCommandResponse:
         """See the contract."""
         limits.check(request)
-        record = await self._issue(
+        issued = await self._issue(
             request.command.neuron_id,
             Order.of_spec(request.command),
             request.request_id,
             dry_run=request.dry_run,
         )
-        return pb.IssueCommandResponse(command=to_command(record))
+        return pb.IssueCommandResponse(command=to_command(_record(issued)))
 
     async def GetCommand(
         self,
@@ -98,7 +99,8 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         limits.check(request)
         order = Order.of_spec(request.command)
         issued = await self._issue(request.command.neuron_id, order, request.request_id)
-        async for command in self._follow(issued.command_id):
+        seen = None if isinstance(issued, Known) else following.first(issued)
+        async for command in self._follow(_record(issued).command_id, seen=seen):
             yield pb.ExecuteCommandResponse(command=command)
 
     async def WatchCommand(
@@ -155,8 +157,8 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
             old = await _get(connection, request.command_id)
         if not old.final:
             raise errors.command_not_ended(old.command_id, old.state)
-        record = await self._issue(old.neuron_id, Order.again(old), request.request_id)
-        return pb.RetryCommandResponse(command=to_command(record))
+        issued = await self._issue(old.neuron_id, Order.again(old), request.request_id)
+        return pb.RetryCommandResponse(command=to_command(_record(issued)))
 
     async def ExplainCommand(
         self,
@@ -174,12 +176,12 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         )
 
     async def _follow(
-        self, command_id: str, *, after: int = 0
+        self, command_id: str, *, after: int = 0, seen: News | None = None
     ) -> AsyncIterator[command_pb2.Command]:
         """The command now, and after each change, until its end."""
         if not is_command_id(command_id):
             raise errors.command_not_found(command_id)
-        with self._parts.watchers.watching(command_id, after) as watch:
+        with self._parts.watchers.watching(command_id, after, seen=seen) as watch:
             while True:
                 try:
                     news = await watch.next()
@@ -193,7 +195,7 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
 
     async def _issue(
         self, neuron_id: str, order: Order, request_id: str, *, dry_run: bool = False
-    ) -> store.CommandRecord:
+    ) -> Issued:
         admin = auth.current_admin()
 
         def command(target: Target | None) -> store.NewCommand:
@@ -217,8 +219,7 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         if isinstance(issued, Known):
             if issued.request_hash != order.content:
                 raise errors.request_id_reused(request_id)
-            return issued.record
-        if not dry_run:
+        elif not dry_run:
             log.info(
                 "command issued",
                 action="command_issued",
@@ -228,6 +229,10 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
                 issuer=issued.issuer,
             )
         return issued
+
+
+def _record(issued: Issued) -> store.CommandRecord:
+    return issued.record if isinstance(issued, Known) else issued
 
 
 async def _get(connection: AsyncConnection, command_id: str) -> store.CommandRecord:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from federation_server.domain.command import CommandState
 from federation_server.store.commands import (
@@ -17,20 +17,42 @@ from federation_server.store.commands import (
 from federation_server.store.database import Connection, statement
 
 
+class Asked(NamedTuple):
+    """Of which command, and since which revision."""
+
+    command_id: str
+    after: int
+    always: bool
+    """Also if it has not changed since."""
+
+
+Followed: TypeAlias = Callable[[Sequence[str]], Sequence[Asked]]
+"""Says which of those commands are followed."""
+
+
 @dataclass(frozen=True, slots=True)
 class News:
-    """A command as it is now, and the transitions that are new."""
+    """A command as it is now, and its transitions since a revision."""
 
     record: CommandRecord
     transitions: Sequence[CommandTransition]
+    after: int
 
     def since(self, revision: int) -> News:
         """The same, without transitions up to that revision."""
-        return News(self.record, [each for each in self.transitions if each.revision > revision])
+        newer = [each for each in self.transitions if each.revision > revision]
+        return News(self.record, newer, revision)
+
+
+def first(record: CommandRecord) -> News:
+    """What is to be seen of a command that has just been issued."""
+    actor = f"admin:{record.issuer}"
+    queued = CommandTransition(1, record.state, record.create_time, record.attempt, actor, "")
+    return News(record, [queued], 0)
 
 
 _READ = statement(f"""
-SELECT w.command_id::text, (
+SELECT w.command_id::text, w.after, (
         SELECT jsonb_agg(jsonb_build_array(t.revision, t.state, t.transition_time, t.attempt,
                                            t.actor, t.reason) ORDER BY t.revision)
         FROM command_transitions t
@@ -42,18 +64,30 @@ WHERE c.command_id IS NULL OR c.revision > w.after OR w.always
 """)
 
 
-async def read(
-    connection: Connection, wanted: Sequence[tuple[str, int, bool]]
-) -> Mapping[str, News | None]:
-    """What is new of those commands (command_id, revision, always) since their revisions. A
-    command that is not there is None; one that has not changed is left out, unless `always`.
+async def read(connection: Connection, asked: Sequence[Asked]) -> Mapping[str, News | None]:
+    """What is new of those commands. One that is not there is None; one that has not changed is
+    left out, unless `always`.
     """
-    columns = [list(column) for column in zip(*wanted, strict=True)]
-    cursor = await connection.execute(_READ, columns)
-    return {
-        command_id: None if row[0] is None else News(record_of(row), _transitions(found))
-        for command_id, found, *row in await cursor.fetchall()
-    }
+    return await (await read_later(connection, asked))()
+
+
+async def read_later(
+    connection: Connection, asked: Sequence[Asked]
+) -> Callable[[], Awaitable[Mapping[str, News | None]]]:
+    """The same, in a pipeline: asks now, and gives the news when called."""
+    columns = [list(column) for column in zip(*asked, strict=True)]
+    cursor = await connection.execute(_READ, columns) if asked else None
+
+    async def news() -> Mapping[str, News | None]:
+        rows = await cursor.fetchall() if cursor is not None else ()
+        return {
+            command_id: None
+            if row[0] is None
+            else News(record_of(row), _transitions(transitions), after)
+            for command_id, after, transitions, *row in rows
+        }
+
+    return news
 
 
 def _transitions(found: list[list[Any]] | None) -> list[CommandTransition]:

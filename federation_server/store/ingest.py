@@ -18,17 +18,19 @@ but the neuron may have been deactivated since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from federation_server.domain.analytics import AnalyticsReport
 from federation_server.domain.command import CommandUpdate
+from federation_server.domain.command import apply as change
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
-from federation_server.store import ingest_analytics, ingest_commands, ledger
+from federation_server.store import following, ingest_analytics, ledger
 from federation_server.store.database import Connection, pipelined, roll_back, statement
+from federation_server.store.following import Followed, News
 from federation_server.store.ledger import ChangedCommand
 
 DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
@@ -75,8 +77,10 @@ class Outcome:
     written."""
     marks: dict[tuple[str, str], int] = field(default_factory=dict)
     """For each (neuron_id, spool_id): the last sequence that has been applied."""
-    changed: list[ChangedCommand] = field(default_factory=list)
+    changed: Sequence[ChangedCommand] = ()
     """The commands that changed."""
+    news: Mapping[str, News | None] = field(default_factory=dict)
+    """What is new of those that are followed."""
 
 
 _FENCE = statement("""
@@ -192,12 +196,14 @@ async def apply(
     *,
     reopened: Sequence[tuple[str, int]] = (),
     oldest_point: timedelta,
+    followed: Followed = lambda command_ids: (),
 ) -> Outcome:
     """Applies a batch in one transaction and says what it did.
 
     `heartbeats` holds at most one item for each neuron. `durables` is in the order of arrival.
     `reopened` are sessions (neuron_id, epoch) whose streams are open.
-    `oldest_point` is how far back a late report may be placed in time.
+    `oldest_point` is how far back a late report may be placed in time. `followed` says which of the
+    changed commands are to be read, for those who follow them.
 
     Raises:
         psycopg.DataError: a value does not fit its column; nothing was written. The caller
@@ -210,7 +216,9 @@ async def apply(
         try:
             async with connection.pipeline():
                 await connection.execute(b"BEGIN")
-                applied = await _apply(connection, heartbeats, durables, closed, reopened)
+                applied = await _apply(
+                    connection, heartbeats, durables, closed, reopened, followed=followed
+                )
             if applied.reports:
                 now = applied.outcome.time
                 await ingest_analytics.write(
@@ -224,8 +232,12 @@ async def apply(
             raise
     else:
         async with pipelined(connection):
-            applied = await _apply(connection, heartbeats, durables, closed, reopened)
-    return applied.outcome
+            applied = await _apply(
+                connection, heartbeats, durables, closed, reopened, followed=followed
+            )
+    outcome = applied.outcome
+    outcome.changed, outcome.news = await applied.changed(), await applied.news()
+    return outcome
 
 
 @dataclass(slots=True)
@@ -233,6 +245,8 @@ class _Applied:
     """A batch, applied but for what is copied."""
 
     outcome: Outcome
+    changed: Callable[[], Awaitable[Sequence[ChangedCommand]]]
+    news: Callable[[], Awaitable[Mapping[str, News | None]]]
     reports: Sequence[tuple[str, AnalyticsReport]]
     beating: set[tuple[Any, ...]]
     """The sessions (neuron_id, epoch) that are the newest, of those that sent heartbeats."""
@@ -244,6 +258,8 @@ async def _apply(
     durables: Sequence[DurableItem],
     closed: Sequence[ClosedItem],
     reopened: Sequence[tuple[str, int]],
+    *,
+    followed: Followed,
 ) -> _Applied:
     """In a pipeline: as many statements are sent at a time as do not need each other's answers."""
     clock = await connection.execute(b"SELECT now()")
@@ -252,12 +268,18 @@ async def _apply(
     fresh = await _judge(connection, durables) if durables else _Fresh()
     ((time,),) = await clock.fetchall()
     outcome = Outcome(time, fresh.fenced, fresh.marks)
-    await _write_fresh(connection, fresh, outcome)
+    if fresh.advanced:
+        rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
+        await connection.execute(_ADVANCE, _columns(rows))
+    _update(fresh, time)
+    changed = await ledger.save_later(connection, fresh.commands.values())
+    changing = [command_id for command_id, row in fresh.commands.items() if row.changed]
+    news = await following.read_later(connection, followed(changing))
     state = await connection.execute(_STATE, _state_columns(heartbeats)) if heartbeats else None
     if closed:
         await connection.execute(_CLOSE, _columns(closed))
     beating = set(await state.fetchall()) if state is not None else set()
-    return _Applied(outcome, fresh.reports, beating)
+    return _Applied(outcome, changed, news, fresh.reports, beating)
 
 
 @dataclass(slots=True)
@@ -306,14 +328,17 @@ async def _judge(connection: Connection, durables: Sequence[DurableItem]) -> _Fr
     return fresh
 
 
-async def _write_fresh(connection: Connection, fresh: _Fresh, outcome: Outcome) -> None:
-    if fresh.advanced:
-        rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
-        await connection.execute(_ADVANCE, _columns(rows))
-    if fresh.updates:
-        outcome.changed = await ingest_commands.write(
-            connection, fresh.commands, fresh.updates, now=outcome.time
-        )
+def _update(fresh: _Fresh, now: datetime) -> None:
+    """What neurons say of their commands, in order. An update for an unknown command, for another
+    neuron's, of another attempt, or backwards, changes nothing.
+    """
+    for neuron_id, update in fresh.updates:
+        row = fresh.commands.get(update.command_id)
+        if row is None or row.entry.neuron_id != neuron_id:
+            continue
+        after = change(row.entry, update, now)
+        if after is not None:
+            row.become(after, f"neuron:{neuron_id}")
 
 
 def _state_columns(heartbeats: Sequence[HeartbeatItem]) -> list[list[Any]]:

@@ -2,7 +2,7 @@
 
 The commands' rows are locked, the domain's rules decide what becomes of each, and what comes of
 them all is written by one UPDATE and one INSERT of transitions. Who changes them, and why, is the
-caller's: neurons (`ingest_commands`), timers (`timers`), operators (`cancel`).
+caller's: neurons (`ingest`), timers (`timers`), operators (`cancel`).
 """
 
 from __future__ import annotations
@@ -181,22 +181,32 @@ def _row(row: Sequence[Any]) -> Row:
 
 async def save(connection: Connection, rows: Iterable[Row]) -> list[ChangedCommand]:
     """Writes what has changed of locked commands, and says which."""
+    return await (await save_later(connection, rows))()
+
+
+async def save_later(
+    connection: Connection, rows: Iterable[Row]
+) -> Callable[[], Awaitable[list[ChangedCommand]]]:
+    """The same, in a pipeline: writes now, and says which when called."""
     changed = [row for row in rows if row.changed]
-    if not changed:
-        return []
     values = orjson.dumps([_values(row) for row in changed]).decode()
-    cursor = await connection.execute(_SAVE, (values,))
-    written = {command_id: rest for command_id, *rest in await cursor.fetchall()}
-    return [
-        ChangedCommand(
-            entry.command_id,
-            entry.neuron_id,
-            entry.state,
-            entry.cancel_attempt is not None,
-            *written[entry.command_id],
-        )
-        for entry in (row.entry for row in changed)
-    ]
+    cursor = await connection.execute(_SAVE, (values,)) if changed else None
+
+    async def saved() -> list[ChangedCommand]:
+        answers = await cursor.fetchall() if cursor is not None else ()
+        written = {command_id: rest for command_id, *rest in answers}
+        return [
+            ChangedCommand(
+                entry.command_id,
+                entry.neuron_id,
+                entry.state,
+                entry.cancel_attempt is not None,
+                *written[entry.command_id],
+            )
+            for entry in (row.entry for row in changed)
+        ]
+
+    return saved
 
 
 async def cancel_commands(

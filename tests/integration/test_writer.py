@@ -52,7 +52,8 @@ async def writing(
         metrics,
         flush_interval=flush_interval,
         oldest_point=timedelta(days=7),
-        changed=lambda _: None,
+        changed=lambda changes, news: None,
+        followed=lambda command_ids: (),
     )
     task = asyncio.create_task(writer.run())
     try:
