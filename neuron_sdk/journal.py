@@ -13,6 +13,7 @@ from neuron_sdk.context import Progress
 from neuron_sdk.convert import accepted_update, finish_update, progress_update
 from neuron_sdk.offload import offload
 from neuron_sdk.outcome import CommandOutcome, failed
+from neuron_sdk.payload import is_small
 from neuron_sdk.spool import Attempt, Spool, Verdict
 
 T = TypeVar("T")
@@ -56,9 +57,11 @@ class Journal:
 
     async def finish(self, of: Attempt, outcome: CommandOutcome) -> None:
         """Note how an attempt ended."""
-        # A large answer takes a while to encode: not on the loop that sends heartbeats.
         try:
-            payload = await offload(lambda: finish_update(of, outcome))
+            if outcome.response is None or is_small(outcome.response):
+                payload = finish_update(of, outcome)
+            else:  # it takes a while to encode: not on the loop that sends heartbeats
+                payload = await offload(lambda: finish_update(of, outcome))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the command must end
             why = f"the handler's answer cannot be encoded: {type(error).__name__}"
             payload = finish_update(of, failed("INVALID_RESPONSE", why))

@@ -68,6 +68,23 @@ def encoded_size(value: JsonObject) -> int:
     return int(_walk(value, MAX_RESPONSE_DEPTH, "")[1])
 
 
+def is_small(value: JsonObject) -> bool:
+    """Whether what was made plain takes no time to encode: some hundred values, some kilobytes."""
+    left = 16_384
+    waiting: list[Any] = [value]
+    while waiting and left > 0:
+        match waiting.pop():
+            case dict() as item:
+                left -= sum(map(len, item)) + 64 * len(item)
+                waiting.extend(item.values())
+            case list() as item:
+                left -= 64 * len(item)
+                waiting.extend(item)
+            case str() as item:
+                left -= len(item)
+    return left > 0
+
+
 def as_response(value: Any) -> JsonObject:
     """What a handler returned, as a command's response: an object as it is, None as {}, anything
     else as {"result": …}. Raises as `plain`.

@@ -69,7 +69,7 @@ class Session:
         self._inbox = Inbox(parts.executor, parts.spool, parts.intervals)
         self._backoff = Backoff()
         self._loop = asyncio.get_running_loop()
-        self._append = asyncio.Event()
+        self._acked = asyncio.Event()
         self._renewed = asyncio.Event()
         self._stream: Stream | None = None
         self._write_lock = asyncio.Lock()
@@ -81,9 +81,7 @@ class Session:
         """Set once the first session is open."""
         self.failure = ""
         """Always "": it never gives up."""
-        self._spool.listen(
-            lambda: self._call_soon(self._append.set), lambda: self._call_soon(self._renewed.set)
-        )
+        self._spool.listen(lambda: None, lambda: self._call_soon(self._renewed.set))
 
     async def run(self) -> None:
         """Hold a session, until `say_goodbye`. To be cancelled."""
@@ -283,7 +281,7 @@ class Session:
         self._spool.ack(sequence)
         while self._in_flight and self._in_flight[0][0] <= sequence:
             self._in_flight.popleft()
-        self._append.set()
+        self._acked.set()
 
     def _note_refusal(self, refusal: pb.Refusal) -> None:
         violations = "; ".join(f"{v.field}: {v.description}" for v in refusal.field_violations)
@@ -295,14 +293,15 @@ class Session:
     async def _send(self, stream: Stream, last_sequence: int) -> None:
         sent = last_sequence
         while True:
-            self._append.clear()
+            self._acked.clear()
             room = WINDOW_MESSAGES - len(self._in_flight)
             size = WINDOW_BYTES - sum(size for _, size in self._in_flight)
-            batch = []
-            if room > 0 and (size > 0 or not self._in_flight):
-                batch = await asyncio.wrap_future(
-                    self._spool.read_after(sent, max_count=room, max_bytes=size)
-                )
+            if room <= 0 or (size <= 0 and self._in_flight):
+                await self._acked.wait()
+                continue
+            batch = await asyncio.wrap_future(
+                self._spool.next_after(sent, max_count=room, max_bytes=size)
+            )
             for message in batch:
                 is_report = message.kind is MessageKind.REPORT
                 self._in_flight.append((message.sequence, len(message.payload)))
@@ -311,8 +310,6 @@ class Session:
                     stream,
                     durable_message(sent, is_report=is_report, payload=message.payload),
                 )
-            if not batch:
-                await self._append.wait()
 
     async def _beat(self, stream: Stream) -> None:
         with_host = True

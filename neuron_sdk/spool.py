@@ -52,12 +52,24 @@ class SpoolState:
 class _Job(Generic[T]):
     """Something to do on the store, and where its answer goes."""
 
-    __slots__ = ("appends", "do", "durable", "future")
+    __slots__ = ("appends", "do", "durable", "future", "reads", "waits")
 
-    def __init__(self, do: Callable[[SpoolStore], T], *, appends: bool, durable: bool) -> None:
+    def __init__(
+        self,
+        do: Callable[[SpoolStore], T],
+        *,
+        appends: bool = False,
+        durable: bool = False,
+        reads: bool = False,
+        waits: bool = False,
+    ) -> None:
         self.do = do
         self.appends = appends
         self.durable = durable
+        self.reads = reads
+        """It writes nothing."""
+        self.waits = waits
+        """It is done again, until it has an answer."""
         self.future: Future[T] = Future()
 
 
@@ -92,6 +104,7 @@ class Spool:
         self._retry_at = 0.0
         self._on_append: Callable[[], None] = lambda: None
         self._on_new_identity: Callable[[], None] = lambda: None
+        self._waiting: _Job[Any] | None = None
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._store = self._open_first()
         self.state = self._snapshot()
@@ -148,7 +161,7 @@ class Spool:
 
     def ack(self, sequence: int) -> Future[None]:
         """Forget what the federation has stored."""
-        return self._submit(lambda store: store.trim(sequence), appends=False, durable=False)
+        return self._put(_Job(lambda store: store.trim(sequence)))
 
     def refuse(self, sequence: int, substitute: Callable[[Attempt], bytes]) -> Future[None]:
         """Forget a message that the federation will never take; a finish is replaced."""
@@ -164,25 +177,37 @@ class Spool:
         self, sequence: int, *, max_count: int, max_bytes: int
     ) -> Future[list[SpooledMessage]]:
         """The next messages to send, in order."""
-        return self._submit(
-            lambda store: store.read_after(sequence, max_count, max_bytes),
-            appends=False,
-            durable=False,
+        return self._put(
+            _Job(lambda store: store.read_after(sequence, max_count, max_bytes), reads=True)
+        )
+
+    def next_after(
+        self, sequence: int, *, max_count: int, max_bytes: int
+    ) -> Future[list[SpooledMessage]]:
+        """The same, but answered only when there are any, and at once when they are durable. One
+        caller can wait: who asks next takes its place.
+        """
+        return self._put(
+            _Job(
+                lambda store: store.read_after(sequence, max_count, max_bytes),
+                reads=True,
+                waits=True,
+            )
         )
 
     def unreported(self, most: int) -> Future[list[Attempt]]:
         """The attempts that have ended and whose end the federation has not confirmed."""
-        return self._submit(lambda store: store.unreported(most), appends=False, durable=False)
+        return self._put(_Job(lambda store: store.unreported(most), reads=True))
 
     def close(self) -> None:
         """Finish what waits, and close the file. Blocks until it is done."""
         self._jobs.put(None)
         self._thread.join()
 
-    def _submit(
-        self, do: Callable[[SpoolStore], T], *, appends: bool = True, durable: bool = True
-    ) -> Future[T]:
-        job = _Job(do, appends=appends, durable=durable)
+    def _submit(self, do: Callable[[SpoolStore], T]) -> Future[T]:
+        return self._put(_Job(do, appends=True, durable=True))
+
+    def _put(self, job: _Job[T]) -> Future[T]:
         self._jobs.put(job)
         return job.future
 
@@ -207,6 +232,8 @@ class Spool:
 
     def _carry_out(self, batch: list[_Job[Any]]) -> None:
         before = self._store.spool_id
+        appends = any(job.appends for job in batch)
+        batch = self._with_waiting(batch, appends=appends)
         try:
             try:
                 answers = self._commit(batch)
@@ -219,13 +246,30 @@ class Spool:
             answers = [error] * len(batch)
         self.state = self._snapshot()
         for job, answer in zip(batch, answers, strict=True):
-            _resolve(job.future, answer)
+            if job.waits and not answer:
+                self._waiting = job
+            else:
+                _resolve(job.future, answer)
         if self._store.spool_id != before:
             self._on_new_identity()
-        if any(job.appends for job in batch):
+        if appends:
             self._on_append()
 
+    def _with_waiting(self, batch: list[_Job[Any]], *, appends: bool) -> list[_Job[Any]]:
+        """The batch with who waits at its end, where it sees all that is appended before."""
+        asking = [job for job in batch if job.waits]
+        for job in asking:
+            if self._waiting is not None:
+                _resolve(self._waiting.future, [])
+            self._waiting = job
+        if self._waiting is None or not (asking or appends):
+            return batch
+        waiting, self._waiting = self._waiting, None
+        return [*(job for job in batch if not job.waits), waiting]
+
     def _commit(self, batch: list[_Job[Any]]) -> list[Any]:
+        if all(job.reads for job in batch):
+            return [job.do(self._store) for job in batch]
         run = self._store.connection.execute
         # A lost acknowledgement is only asked for again: no reason to wait for the disk.
         run(f"PRAGMA synchronous = {'FULL' if any(j.durable for j in batch) else 'NORMAL'}")
