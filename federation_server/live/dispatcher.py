@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import psycopg
 import structlog
@@ -21,17 +21,17 @@ import structlog
 from federation_server.domain.command import Execution
 from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
-from federation_server.live.notifier import hint_released
+from federation_server.live.notifier import send_hints
 from federation_server.live.session import Cancel, Delivery, Session, Sessions
 from federation_server.store import batches, dispatch
 from federation_server.store.database import (
-    Connection,
     Database,
     OwnConnection,
     bounded,
     first_line,
 )
 from federation_server.store.dispatch import Claim, ClaimedCancel, ClaimedCommand
+from federation_server.store.pipeline import Pipeline, pipeline
 
 log = structlog.get_logger(__name__)
 
@@ -118,15 +118,13 @@ class Dispatcher:
         if any(self._sessions.get(neuron_id) is not None for neuron_id in woken):
             connection = await self._connection.get()
             with bounded(connection, CLAIM_TIMEOUT_S):
-                async with self.claiming(connection, woken):
-                    pass
+                async with AsyncExitStack() as sent, pipeline(connection) as send:
+                    await sent.enter_async_context(self.claiming(send, woken))
 
     @asynccontextmanager
-    async def claiming(
-        self, connection: Connection, neuron_ids: Iterable[str]
-    ) -> AsyncIterator[None]:
-        """Claims for those of the neurons whose streams are here, within the transaction or the
-        pipeline of that connection. When the block ends that must be committed: then it is sent.
+    async def claiming(self, send: Pipeline, neuron_ids: Iterable[str]) -> AsyncIterator[None]:
+        """Claims for those of the neurons whose streams are here. When the block ends the pipeline
+        must have been committed: then what was got is sent.
         """
         sessions = [
             (session.neuron_id, session.epoch)
@@ -144,11 +142,9 @@ class Dispatcher:
             self._doubtful.update(sessions)
             self._asked = asked
             try:
-                answer = await dispatch.claim_later(
-                    connection, self._server_id, sessions, doubtful=doubtful
-                )
+                claimed = dispatch.claim_later(send, self._server_id, sessions, doubtful=doubtful)
                 yield
-                claim = await answer()
+                claim = await claimed()
             except BaseException:
                 self._woken |= asked
                 self._wake.set()
@@ -175,7 +171,8 @@ class Dispatcher:
             released = await batches.release(connection, batch_ids)
             elsewhere = [each for each in released if each[1] not in {"", self._server_id}]
             if elsewhere:
-                await hint_released(connection, elsewhere)
+                async with pipeline(connection) as send:
+                    send_hints(send, elsewhere)
         self._woken.update(neuron_id for neuron_id, server_id in released)
 
     def _deliver(self, claim: Claim) -> None:

@@ -19,11 +19,12 @@ import psycopg
 
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
-from federation_server.live.notifier import hint_released
+from federation_server.live.notifier import send_hints
 from federation_server.store import issuing
 from federation_server.store.commands import CommandRecord, NewCommand, preview
-from federation_server.store.database import Connection, Database, OwnConnection, bounded, pipelined
+from federation_server.store.database import Connection, Database, OwnConnection, bounded
 from federation_server.store.issuing import Known, Target
+from federation_server.store.pipeline import Pipeline, pipeline
 
 MOST_AT_ONCE = 200
 ISSUE_TIMEOUT_S = 10.0
@@ -121,36 +122,34 @@ class Issuer:
         answers: list[_Answer] = []
         async with (
             AsyncExitStack() as sent,  # which ends after the commit
-            pipelined(connection),
+            pipeline(connection, transaction=True) as send,
         ):
             asked = [(each.issuer, each.request_id) for each in requests if each.request_id]
-            known = await issuing.known_later(connection, asked)
+            known = issuing.known_later(send, asked)
             wanted = [(each.neuron_id, each.type) for each in requests]
-            targets = await issuing.targets_later(connection, wanted)
+            targets = issuing.targets_later(send, wanted)
             new = _judge(requests, await known(), await targets(), answers)
             if new:
-                inserted = await self._insert(connection, new)
+                inserted = self._insert(send, new)
                 neuron_ids = [request.neuron_id for request, _, _ in new]
-                await sent.enter_async_context(self._dispatcher.claiming(connection, neuron_ids))
+                await sent.enter_async_context(self._dispatcher.claiming(send, neuron_ids))
                 answers += await inserted()
         for request, answer in answers:
             request.give(answer)
             if isinstance(answer, CommandRecord) and not request.dry_run:
                 self._metrics.commands_issued.inc()
 
-    async def _insert(
-        self, connection: Connection, new: Sequence[_New]
+    def _insert(
+        self, send: Pipeline, new: Sequence[_New]
     ) -> Callable[[], Awaitable[list[_Answer]]]:
-        inserted = await issuing.insert_later(
-            connection, [(command, target.now) for _, command, target in new]
-        )
+        inserted = issuing.insert_later(send, [(command, target.now) for _, command, target in new])
         elsewhere = [
             (request.neuron_id, target.server_id)
             for request, _, target in new
             if target.server_id not in {None, self._server_id}
         ]
         if elsewhere:
-            await hint_released(connection, [(who, str(where)) for who, where in elsewhere])
+            send_hints(send, [(who, str(where)) for who, where in elsewhere])
 
         async def answers() -> list[_Answer]:
             records = await inserted()
@@ -160,7 +159,7 @@ class Issuer:
                 for (request, _, _), record in zip(new, records, strict=True)
                 if record is None
             ]
-            known = await issuing.known(connection, twice)
+            known = await issuing.known_later(send, twice)()
             return [
                 (request, record or known[request.issuer, request.request_id])
                 for (request, _, _), record in zip(new, records, strict=True)

@@ -16,7 +16,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.live.session import SessionEnd, Sessions
-from federation_server.store.database import Connection, Database, first_line
+from federation_server.store.database import Database, first_line
+from federation_server.store.pipeline import Pipeline
 
 log = structlog.get_logger(__name__)
 
@@ -33,14 +34,17 @@ async def hint_dispatch(connection: AsyncConnection, server_id: str, neuron_id: 
     await _notify(connection, server_id, f"dispatch {neuron_id}")
 
 
-async def hint_released(connection: Connection, neurons: Sequence[tuple[str, str]]) -> None:
-    """Tells servers that commands wait for neurons (neuron_id, server_id) of theirs, at once."""
+_HINTS = b"""
+SELECT pg_notify(channel, hint) FROM unnest($1::text[], $2::text[]) AS b (channel, hint)
+"""
+
+
+def send_hints(send: Pipeline, neurons: Sequence[tuple[str, str]]) -> None:
+    """Tells servers that commands wait for neurons (neuron_id, server_id) of theirs, when the
+    transaction is committed.
+    """
     channels = [channel(server_id) for _, server_id in neurons]
-    hints = [f"dispatch {neuron_id}" for neuron_id, _ in neurons]
-    await connection.execute(
-        b"SELECT pg_notify(channel, hint) FROM unnest(%s::text[], %s::text[]) AS b (channel, hint)",
-        (channels, hints),
-    )
+    send(_HINTS, channels, [f"dispatch {neuron_id}" for neuron_id, _ in neurons])
 
 
 async def hint_end(

@@ -23,7 +23,6 @@ import orjson
 import psycopg
 import structlog
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
 from psycopg.types.json import set_json_dumps, set_json_loads
 from sqlalchemy import URL, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError
@@ -253,30 +252,6 @@ class OwnConnection:
             await connection.close()
 
 
-@asynccontextmanager
-async def pipelined(connection: Connection) -> AsyncIterator[None]:
-    """A transaction on a connection of its own, in a pipeline: BEGIN and COMMIT travel with the
-    statements, and only who fetches an answer waits. psycopg's own transaction waits for each.
-
-    COPY is not possible within; `ingest.apply` shows how it is done beside.
-    """
-    try:
-        async with connection.pipeline():
-            await connection.execute(b"BEGIN")
-            yield
-            await connection.execute(b"COMMIT")
-    except BaseException:
-        await roll_back(connection)
-        raise
-
-
-async def roll_back(connection: Connection) -> None:
-    """Ends a transaction that has failed, unless its connection is broken anyway."""
-    if not connection.closed and connection.info.transaction_status is not TransactionStatus.IDLE:
-        with suppress(psycopg.Error):
-            await connection.execute(b"ROLLBACK")
-
-
 @contextmanager
 def bounded(connection: Connection, within_s: float) -> Iterator[None]:
     """Breaks the connection if the block takes longer; what waits for it fails with an
@@ -304,13 +279,6 @@ def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
     # Shut down and not closed: the driver still waits for its descriptor.
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
         end.shutdown(socket.SHUT_RDWR)
-
-
-def statement(text: str) -> bytes:
-    """Plain SQL as the driver takes it, without its layout: psycopg parses what is longer than 4096
-    characters anew each time. Only for texts whose literals have no double space or line break.
-    """
-    return " ".join(text.split()).encode()
 
 
 def first_line(error: BaseException) -> str:

@@ -8,8 +8,9 @@ from datetime import timedelta
 
 from federation_server.domain.command import CommandState, Execution, predecessors
 from federation_server.domain.neuron import JsonObject
-from federation_server.store.database import Connection, statement
+from federation_server.store.database import Connection
 from federation_server.store.ledger import CONNECTED, IN_FLIGHT, states
+from federation_server.store.pipeline import Pipeline, pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,14 @@ _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 # answer to an earlier claim was lost. What somebody else is changing is left for the next scan, so
 # that a claim waits for nobody, and nobody for it in a circle. What an earlier attempt has left
 # behind goes when the next one is sent.
-_CLAIM = statement(f"""
+_CLAIM = f"""
 WITH place AS (
     SELECT s.neuron_id, s.session_epoch, w.doubtful,
-        least(%(most)s, n.max_concurrent_commands - (
+        least($1::int8, n.max_concurrent_commands - (
             SELECT count(*) FROM commands c
             WHERE c.neuron_id = s.neuron_id AND NOT c.control AND c.state IN {IN_FLIGHT}
         )) AS free
-    FROM unnest(%(neuron_ids)s::text[], %(epochs)s::int8[], %(doubtful)s::bool[])
+    FROM unnest($2::text[], $3::int8[], $4::bool[])
          AS w (neuron_id, epoch, doubtful)
     JOIN neuron_states s ON s.neuron_id = w.neuron_id AND s.session_epoch = w.epoch
     JOIN neurons n ON n.neuron_id = s.neuron_id
@@ -147,7 +148,7 @@ WITH place AS (
 ), logged AS (
     INSERT INTO command_transitions
         (command_id, revision, state, transition_time, attempt, actor, reason)
-    SELECT command_id, revision, state, now(), attempt, 'server:' || %(server_id)s, ''
+    SELECT command_id, revision, state, now(), attempt, 'server:' || $5::text, ''
     FROM claimed WHERE NOT again
 ), given_up AS (
     UPDATE commands c SET cancel_epoch = to_cancel.session_epoch
@@ -171,7 +172,7 @@ WHERE free <= (SELECT count(*) FROM picked
    OR {_MOST_CONTROL} <= (SELECT count(*) FROM picked
                           WHERE picked.neuron_id = place.neuron_id AND lane = 'control')
 ORDER BY 3, 15 DESC, 16 DESC, 9 DESC, 17
-""")
+""".encode()
 
 
 async def claim(
@@ -183,37 +184,35 @@ async def claim(
     most: int = 1_000_000,
 ) -> Claim:
     """Takes what those sessions (neuron_id, epoch) of this server are to be sent now, and marks
-    it so. One statement: in autocommit mode what it returns is committed. `doubtful` are those of
-    them for which the answer to an earlier claim was lost; `most` is how many commands a session
-    gets that are no control commands and were not sent before.
+    it so; in autocommit mode what it returns is committed. `doubtful` are those of them for which
+    the answer to an earlier claim was lost; `most` is how many commands a session gets that are no
+    control commands and were not sent before.
     """
-    answer = await claim_later(connection, server_id, sessions, doubtful=doubtful, most=most)
-    return await answer()
+    async with pipeline(connection) as send:
+        return await claim_later(send, server_id, sessions, doubtful=doubtful, most=most)()
 
 
-async def claim_later(
-    connection: Connection,
+def claim_later(
+    send: Pipeline,
     server_id: str,
     sessions: Sequence[tuple[str, int]],
     *,
     doubtful: Collection[tuple[str, int]] = (),
     most: int = 1_000_000,
 ) -> Callable[[], Awaitable[Claim]]:
-    """The same, in a pipeline: asks now, and gives the claim when called."""
-    cursor = await connection.execute(
+    """The same: asks now, and gives the claim when called."""
+    answer = send(
         _CLAIM,
-        {
-            "server_id": server_id,
-            "neuron_ids": [neuron_id for neuron_id, _ in sessions],
-            "epochs": [epoch for _, epoch in sessions],
-            "doubtful": [session in doubtful for session in sessions],
-            "most": most,
-        },
+        most,
+        [neuron_id for neuron_id, _ in sessions],
+        [epoch for _, epoch in sessions],
+        [session in doubtful for session in sessions],
+        server_id,
     )
 
-    async def answer() -> Claim:
+    async def claimed() -> Claim:
         claim = Claim()
-        for kind, command_id, neuron_id, epoch, attempt, reason, *order in await cursor.fetchall():
+        for kind, command_id, neuron_id, epoch, attempt, reason, *order in await answer:
             match kind:
                 case "command":
                     order[7] = Execution(order[7])
@@ -226,17 +225,17 @@ async def claim_later(
                     claim.full.add(neuron_id)
         return claim
 
-    return answer
+    return claimed
 
 
-_CANCELS = statement(f"""
+_CANCELS = f"""
 UPDATE commands c SET cancel_epoch = s.session_epoch
 FROM neuron_states s
 WHERE s.neuron_id = %(neuron_id)s AND s.session_epoch = %(epoch)s
   AND c.neuron_id = s.neuron_id AND {_TO_CANCEL}
   AND c.cancel_epoch IS DISTINCT FROM s.session_epoch
 RETURNING c.command_id::text, c.neuron_id, c.cancel_epoch, c.cancel_attempt, c.state_reason
-""")
+""".encode()
 
 
 async def claim_cancels(connection: Connection, neuron_id: str, epoch: int) -> list[ClaimedCancel]:
@@ -245,7 +244,7 @@ async def claim_cancels(connection: Connection, neuron_id: str, epoch: int) -> l
     return [ClaimedCancel(*row) for row in await cursor.fetchall()]
 
 
-_WAITING = statement(f"""
+_WAITING = f"""
 SELECT DISTINCT c.neuron_id
 FROM commands c JOIN neuron_states s USING (neuron_id)
 WHERE s.session_open AND s.server_id = %(server_id)s
@@ -253,7 +252,7 @@ WHERE s.session_open AND s.server_id = %(server_id)s
        OR ({_TO_CANCEL} AND c.cancel_epoch IS DISTINCT FROM s.session_epoch)
        OR (c.state IN {_AGAIN} AND c.execution = 'AT_LEAST_ONCE'
            AND c.session_epoch < s.session_epoch))
-""")
+""".encode()
 
 
 async def neurons_with_work(connection: Connection, server_id: str) -> list[str]:

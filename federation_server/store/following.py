@@ -14,7 +14,8 @@ from federation_server.store.commands import (
     record_of,
     select_list,
 )
-from federation_server.store.database import Connection, statement
+from federation_server.store.database import Connection
+from federation_server.store.pipeline import Pipeline, pipeline
 
 
 class Asked(NamedTuple):
@@ -51,40 +52,40 @@ def first(record: CommandRecord) -> News:
     return News(record, [queued], 0)
 
 
-_READ = statement(f"""
+_READ = f"""
 SELECT w.command_id::text, w.after, (
         SELECT jsonb_agg(jsonb_build_array(t.revision, t.state, t.transition_time, t.attempt,
                                            t.actor, t.reason) ORDER BY t.revision)
         FROM command_transitions t
         WHERE t.command_id = c.command_id AND t.revision > w.after
     ), {select_list("c")}
-FROM unnest(%s::uuid[], %s::int8[], %s::bool[]) AS w (command_id, after, always)
+FROM unnest($1::uuid[], $2::int8[], $3::bool[]) AS w (command_id, after, always)
 LEFT JOIN commands c ON c.command_id = w.command_id
 WHERE c.command_id IS NULL OR c.revision > w.after OR w.always
-""")
+""".encode()
 
 
 async def read(connection: Connection, asked: Sequence[Asked]) -> Mapping[str, News | None]:
     """What is new of those commands. One that is not there is None; one that has not changed is
     left out, unless `always`.
     """
-    return await (await read_later(connection, asked))()
+    async with pipeline(connection) as send:
+        return await read_later(send, asked)()
 
 
-async def read_later(
-    connection: Connection, asked: Sequence[Asked]
+def read_later(
+    send: Pipeline, asked: Sequence[Asked]
 ) -> Callable[[], Awaitable[Mapping[str, News | None]]]:
-    """The same, in a pipeline: asks now, and gives the news when called."""
+    """The same: asks now, and gives the news when called."""
     columns = [list(column) for column in zip(*asked, strict=True)]
-    cursor = await connection.execute(_READ, columns) if asked else None
+    answer = send(_READ, *columns) if asked else None
 
     async def news() -> Mapping[str, News | None]:
-        rows = await cursor.fetchall() if cursor is not None else ()
         return {
             command_id: None
             if row[0] is None
             else News(record_of(row), _transitions(transitions), after)
-            for command_id, after, transitions, *row in rows
+            for command_id, after, transitions, *row in (await answer if answer is not None else ())
         }
 
     return news

@@ -29,9 +29,10 @@ from federation_server.domain.command import apply as change
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
 from federation_server.store import following, ingest_analytics, ledger
-from federation_server.store.database import Connection, pipelined, roll_back, statement
+from federation_server.store.database import Connection
 from federation_server.store.following import Followed, News
 from federation_server.store.ledger import ChangedCommand
+from federation_server.store.pipeline import Pipeline, pipeline, roll_back
 
 DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
 """What a durable message holds; None for one that this server does not know or has refused: it
@@ -83,36 +84,36 @@ class Outcome:
     """What is new of those that are followed."""
 
 
-_FENCE = statement("""
+_FENCE = b"""
 SELECT s.neuron_id, b.epoch
-FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
+FROM unnest($1::text[], $2::int8[]) AS b (neuron_id, epoch)
 JOIN neuron_states s USING (neuron_id)
 WHERE CASE WHEN b.epoch = 0
            THEN (SELECT n.lifecycle = 'ACTIVE' FROM neurons n WHERE n.neuron_id = s.neuron_id)
            ELSE s.session_epoch = b.epoch END
 ORDER BY s.neuron_id
 FOR NO KEY UPDATE OF s
-""")
+"""
 
-_MARKS = statement("""
+_MARKS = b"""
 SELECT p.neuron_id, p.spool_id, p.last_sequence
-FROM unnest(%s::text[], %s::text[]) AS b (neuron_id, spool_id)
+FROM unnest($1::text[], $2::text[]) AS b (neuron_id, spool_id)
 JOIN spools p USING (neuron_id, spool_id)
-""")
+"""
 
-_ADVANCE = statement("""
+_ADVANCE = b"""
 INSERT INTO spools (neuron_id, spool_id, last_sequence, update_time)
 SELECT neuron_id, spool_id, last_sequence, now()
-FROM unnest(%s::text[], %s::text[], %s::int8[]) AS b (neuron_id, spool_id, last_sequence)
+FROM unnest($1::text[], $2::text[], $3::int8[]) AS b (neuron_id, spool_id, last_sequence)
 ON CONFLICT (neuron_id, spool_id) DO UPDATE
 SET last_sequence = excluded.last_sequence, update_time = excluded.update_time
-""")
+"""
 
 # A neuron's totals go on over its restarts: of the process that was counted last, only what it
 # has grown by is added; of a new process, all. (`greatest` passes over NULL: what a heartbeat
 # does not say adds nothing.) A heartbeat that is written after its session has closed does not
 # make its neuron ONLINE again.
-_STATE = statement("""
+_STATE = b"""
 UPDATE neuron_states s SET
     last_heartbeat_time = now(),
     health_score = b.health_score,
@@ -148,8 +149,8 @@ UPDATE neuron_states s SET
     counted_uptime_s = coalesce(b.uptime_s,
         CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_uptime_s ELSE 0 END)
 FROM unnest(
-    %s::text[], %s::int8[], %s::text[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
-    %s::float8[], %s::float8[], %s::int8[], %s::int8[], %s::float8[], %s::text[]
+    $1::text[], $2::int8[], $3::text[], $4::float8[], $5::float8[], $6::float8[], $7::float8[],
+    $8::float8[], $9::float8[], $10::int8[], $11::int8[], $12::float8[], $13::text[]
 ) AS b (neuron_id, epoch, instance_id, health_score, cpu_percent, memory_percent,
         error_rate_percent, mean_response_ms, uptime_s, requests, failed_requests,
         response_ms_sum, host)
@@ -158,21 +159,21 @@ WHERE s.neuron_id = b.neuron_id AND
          THEN (SELECT n.lifecycle = 'ACTIVE' FROM neurons n WHERE n.neuron_id = s.neuron_id)
          ELSE s.session_epoch = b.epoch END
 RETURNING s.neuron_id, b.epoch
-""")
+"""
 
-_REOPEN = statement("""
+_REOPEN = b"""
 UPDATE neuron_states s SET
     session_open = true,
     session_close_time = NULL,
     presence = 'ONLINE',
     presence_time = CASE WHEN s.presence <> 'ONLINE' THEN now() ELSE s.presence_time END,
     presence_reason = 'its stream is open'
-FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
+FROM unnest($1::text[], $2::int8[]) AS b (neuron_id, epoch)
 WHERE s.neuron_id = b.neuron_id AND s.session_epoch = b.epoch AND NOT s.session_open
-""")
+"""
 
 # A session that is no longer the newest has nothing left to close.
-_CLOSE = statement("""
+_CLOSE = b"""
 UPDATE neuron_states s SET
     session_open = false,
     session_close_time = now(),
@@ -180,10 +181,10 @@ UPDATE neuron_states s SET
     presence_time = CASE WHEN s.presence <> b.presence::presence THEN now()
                          ELSE s.presence_time END,
     presence_reason = b.reason
-FROM unnest(%s::text[], %s::int8[], %s::text[], %s::text[])
+FROM unnest($1::text[], $2::int8[], $3::text[], $4::text[])
      AS b (neuron_id, epoch, presence, reason)
 WHERE s.neuron_id = b.neuron_id AND s.session_epoch = b.epoch AND s.session_open
-""")
+"""
 
 _COPY_HEARTBEATS = f"COPY heartbeats (neuron_id, epoch, {', '.join(Heartbeat._fields)}) FROM STDIN"
 
@@ -214,10 +215,10 @@ async def apply(
     if heartbeats or any(isinstance(item.payload, AnalyticsReport) for item in durables):
         # COPY cannot be sent in a pipeline: the transaction outlives it.
         try:
-            async with connection.pipeline():
-                await connection.execute(b"BEGIN")
+            async with pipeline(connection) as send:
+                send.simple(b"BEGIN")
                 applied = await _apply(
-                    connection, heartbeats, durables, closed, reopened, followed=followed
+                    send, heartbeats, durables, closed, reopened, followed=followed
                 )
             if applied.reports:
                 now = applied.outcome.time
@@ -231,10 +232,8 @@ async def apply(
             await roll_back(connection)
             raise
     else:
-        async with pipelined(connection):
-            applied = await _apply(
-                connection, heartbeats, durables, closed, reopened, followed=followed
-            )
+        async with pipeline(connection, transaction=True) as send:
+            applied = await _apply(send, heartbeats, durables, closed, reopened, followed=followed)
     outcome = applied.outcome
     outcome.changed, outcome.news = await applied.changed(), await applied.news()
     return outcome
@@ -253,7 +252,7 @@ class _Applied:
 
 
 async def _apply(
-    connection: Connection,
+    send: Pipeline,
     heartbeats: Sequence[HeartbeatItem],
     durables: Sequence[DurableItem],
     closed: Sequence[ClosedItem],
@@ -261,25 +260,29 @@ async def _apply(
     *,
     followed: Followed,
 ) -> _Applied:
-    """In a pipeline: as many statements are sent at a time as do not need each other's answers."""
-    clock = await connection.execute(b"SELECT now()")
+    """Sends as much at a time as does not need another statement's answer."""
+    clock = send(b"SELECT now()")
     if reopened:
-        await connection.execute(_REOPEN, _columns(reopened))
-    fresh = await _judge(connection, durables) if durables else _Fresh()
-    ((time,),) = await clock.fetchall()
-    outcome = Outcome(time, fresh.fenced, fresh.marks)
+        send(_REOPEN, *_columns(reopened))
+    fresh = await _judge(send, durables) if durables else _Fresh()
+    ((time,),) = await clock
     if fresh.advanced:
         rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
-        await connection.execute(_ADVANCE, _columns(rows))
+        send(_ADVANCE, *_columns(rows))
     _update(fresh, time)
-    changed = await ledger.save_later(connection, fresh.commands.values())
+    changed = ledger.save_later(send, fresh.commands.values())
     changing = [command_id for command_id, row in fresh.commands.items() if row.changed]
-    news = await following.read_later(connection, followed(changing))
-    state = await connection.execute(_STATE, _state_columns(heartbeats)) if heartbeats else None
+    news = following.read_later(send, followed(changing))
+    state = send(_STATE, *_state_columns(heartbeats)) if heartbeats else None
     if closed:
-        await connection.execute(_CLOSE, _columns(closed))
-    beating = set(await state.fetchall()) if state is not None else set()
-    return _Applied(outcome, changed, news, fresh.reports, beating)
+        send(_CLOSE, *_columns(closed))
+    return _Applied(
+        outcome=Outcome(time, fresh.fenced, fresh.marks),
+        changed=changed,
+        news=news,
+        reports=fresh.reports,
+        beating=set(await state) if state is not None else set(),
+    )
 
 
 @dataclass(slots=True)
@@ -295,22 +298,22 @@ class _Fresh:
     """The commands that the updates speak of, locked."""
 
 
-async def _judge(connection: Connection, durables: Sequence[DurableItem]) -> _Fresh:
+async def _judge(send: Pipeline, durables: Sequence[DurableItem]) -> _Fresh:
     sessions = {(item.neuron_id, item.epoch) for item in durables}
     spools = {(item.neuron_id, item.spool_id) for item in durables}
     updates = [i.payload.command_id for i in durables if isinstance(i.payload, CommandUpdate)]
     # In this order: the marks, and the commands, as they are once the fence's locks are held.
-    fence = await connection.execute(_FENCE, _columns(sessions))
-    found_marks = await connection.execute(_MARKS, _columns(spools))
-    locked = await ledger.lock_later(connection, updates)
+    fence = send(_FENCE, *_columns(sessions))
+    found_marks = send(_MARKS, *_columns(spools))
+    locked = ledger.lock_later(send, updates)
 
-    fresh = _Fresh(fenced=sessions - set(await fence.fetchall()))
+    fresh = _Fresh(fenced=sessions - set(await fence))
     marks = {
         (item.neuron_id, item.spool_id): 0
         for item in durables
         if (item.neuron_id, item.epoch) not in fresh.fenced
     }
-    for neuron_id, spool_id, last_sequence in await found_marks.fetchall():
+    for neuron_id, spool_id, last_sequence in await found_marks:
         if (neuron_id, spool_id) in marks:
             marks[neuron_id, spool_id] = last_sequence
     for item in durables:

@@ -17,7 +17,7 @@ from federation_server.store.commands import (
     record_of,
     select_list,
 )
-from federation_server.store.database import Connection, statement
+from federation_server.store.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,23 @@ class Known:
     request_hash: bytes
 
 
-_TARGETS = statement("""
+_TARGETS = b"""
 SELECT n.neuron_id, w.type, n.lifecycle::text,
     jsonb_path_query_first(n.command_types, '$[*] ? (@.type == $type)',
                            jsonb_build_object('type', w.type)),
     CASE WHEN s.session_open THEN s.server_id END, now()
-FROM (SELECT DISTINCT * FROM unnest(%s::text[], %s::text[]) AS u (neuron_id, type)) AS w
+FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[]) AS u (neuron_id, type)) AS w
 JOIN neurons n USING (neuron_id)
 JOIN neuron_states s USING (neuron_id)
 ORDER BY n.neuron_id
 FOR KEY SHARE OF n
-""")
+"""
 
-_KNOWN = statement(f"""
+_KNOWN = f"""
 SELECT c.issuer, c.request_id, c.request_hash, {select_list("c")}
-FROM unnest(%s::text[], %s::text[]) AS w (issuer, request_id)
+FROM unnest($1::text[], $2::text[]) AS w (issuer, request_id)
 JOIN commands c ON c.issuer = w.issuer AND c.request_id = w.request_id
-""")
+""".encode()
 
 _COLUMNS = (
     "neuron_id",
@@ -76,13 +76,13 @@ _COLUMNS = (
 )
 _SPANS = ("accept_timeout", "run_timeout", "progress_timeout", "retry_backoff")
 
-_INSERT = statement(f"""
+_INSERT = f"""
 WITH made AS (
     INSERT INTO commands (command_id, request_hash, state, create_time,
         {", ".join(_COLUMNS)}, {", ".join(_SPANS)})
     SELECT command_id, decode(request_hash, 'hex'), 'QUEUED', now(),
         {", ".join(_COLUMNS)}, {", ".join(f"{name} * interval '1 s'" for name in _SPANS)}
-    FROM json_to_recordset(%s::json) AS b (command_id uuid, request_hash text, neuron_id text,
+    FROM json_to_recordset($1::json) AS b (command_id uuid, request_hash text, neuron_id text,
         issuer text, request_id text, type text, data jsonb, control bool, priority int2,
         not_before_time timestamptz, expire_time timestamptz, execution execution,
         max_attempts int4, allow_unadvertised bool, retry_of_command_id uuid,
@@ -95,57 +95,51 @@ WITH made AS (
     SELECT command_id, revision, state, create_time, attempt, 'admin:' || issuer, '' FROM made
 )
 SELECT command_id::text FROM made
-""")
+""".encode()
 
 
-async def targets_later(
-    connection: Connection, wanted: Sequence[tuple[str, str]]
+def targets_later(
+    send: Pipeline, wanted: Sequence[tuple[str, str]]
 ) -> Callable[[], Awaitable[dict[tuple[str, str], Target]]]:
     """For each (neuron_id, command type): the neuron, if there is one. It cannot be deleted before
-    the transaction ends. In a pipeline: asks now, and gives them when called.
+    the transaction ends. Asks now, and gives them when called.
     """
-    cursor = await connection.execute(
-        _TARGETS, ([neuron_id for neuron_id, _ in wanted], [kind for _, kind in wanted])
-    )
+    answer = send(_TARGETS, [neuron_id for neuron_id, _ in wanted], [kind for _, kind in wanted])
 
     async def targets() -> dict[tuple[str, str], Target]:
         return {
             (neuron_id, kind): Target(Lifecycle(lifecycle), advertised, server_id, now)
-            for neuron_id, kind, lifecycle, advertised, server_id, now in await cursor.fetchall()
+            for neuron_id, kind, lifecycle, advertised, server_id, now in await answer
         }
 
     return targets
 
 
-async def known(
-    connection: Connection, requests: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Known]:
-    """Which of the requests (issuer, request_id) have made a command."""
-    return await (await known_later(connection, requests))()
-
-
-async def known_later(
-    connection: Connection, requests: Sequence[tuple[str, str]]
+def known_later(
+    send: Pipeline, requests: Sequence[tuple[str, str]]
 ) -> Callable[[], Awaitable[dict[tuple[str, str], Known]]]:
-    """The same, in a pipeline: asks now, and gives them when called."""
+    """Which of the requests (issuer, request_id) have made a command. Asks now, and gives them when
+    called.
+    """
     columns = [issuer for issuer, _ in requests], [request for _, request in requests]
-    cursor = await connection.execute(_KNOWN, columns) if requests else None
+    answer = send(_KNOWN, *columns) if requests else None
 
     async def known() -> dict[tuple[str, str], Known]:
-        rows = await cursor.fetchall() if cursor is not None else ()
         return {
             (issuer, request_id): Known(record_of(row), request_hash)
-            for issuer, request_id, request_hash, *row in rows
+            for issuer, request_id, request_hash, *row in (
+                await answer if answer is not None else ()
+            )
         }
 
     return known
 
 
-async def insert_later(
-    connection: Connection, commands: Sequence[tuple[NewCommand, datetime]]
+def insert_later(
+    send: Pipeline, commands: Sequence[tuple[NewCommand, datetime]]
 ) -> Callable[[], Awaitable[list[CommandRecord | None]]]:
-    """Puts the commands into the ledger, at the transaction's time. In a pipeline: asks now, and
-    gives them when called; None for each whose issuer has used its request_id before.
+    """Puts the commands into the ledger, at the transaction's time. Asks now, and gives them when
+    called; None for each whose issuer has used its request_id before.
     """
     made = [
         replace(preview(new, now), command_id=str(uuid.uuid4()), revision=1)
@@ -164,12 +158,12 @@ async def insert_later(
         }
         for (new, _), record in zip(commands, made, strict=True)
     ]
-    cursor = await connection.execute(_INSERT, (orjson.dumps(values).decode(),))
+    answer = send(_INSERT, orjson.dumps(values).decode())
 
     async def inserted() -> list[CommandRecord | None]:
         if not any(new.request_id for new, _ in commands):  # nothing to wait for
             return list(made)
-        ids = {command_id for (command_id,) in await cursor.fetchall()}
+        ids = {command_id for (command_id,) in await answer}
         return [record if record.command_id in ids else None for record in made]
 
     return inserted

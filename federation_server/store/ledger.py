@@ -21,7 +21,8 @@ from federation_server.domain.command import (
     Execution,
     cancel,
 )
-from federation_server.store.database import Connection, statement
+from federation_server.store.database import Connection
+from federation_server.store.pipeline import Pipeline, pipeline
 
 
 class ChangedCommand(NamedTuple):
@@ -83,17 +84,17 @@ command_id::text, neuron_id, state::text, attempt, execution::text, max_attempts
 expire_time, state_reason, next_attempt_time, cancel_attempt, revision
 """
 
-_LOCK = statement(f"""
-SELECT {_ENTRY} FROM commands WHERE command_id = ANY (%s::uuid[])
+_LOCK = f"""
+SELECT {_ENTRY} FROM commands WHERE command_id = ANY ($1::uuid[])
 ORDER BY command_id
 FOR NO KEY UPDATE
-""")
+""".encode()
 
 # Progress and results are replaced where the change brings them. What an attempt left behind
 # (error, log) stays until the next attempt begins, which the dispatcher's claim writes.
-_SAVE = statement("""
+_SAVE = b"""
 WITH b AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%s::json) AS b (
+    SELECT * FROM json_to_recordset($1::json) AS b (
         command_id uuid, attempt int8, revision int8, passed json, state text, state_reason text,
         next_attempt_time timestamptz, cancel_attempt int8, cancelled bool, accepted bool,
         started bool, final bool, fraction float8, message text, checkpoint jsonb, response jsonb,
@@ -132,7 +133,7 @@ WITH b AS MATERIALIZED (
     FROM b CROSS JOIN json_array_elements(b.passed) WITH ORDINALITY AS p (change, number)
 )
 SELECT command_id::text, extract, batch_id::text FROM changed
-""")
+"""
 
 
 def is_command_id(text: str) -> bool:
@@ -145,19 +146,19 @@ def is_command_id(text: str) -> bool:
 
 async def lock(connection: Connection, command_ids: Iterable[str]) -> dict[str, Row]:
     """Those of the commands that there are, locked until the transaction ends."""
-    return await (await lock_later(connection, command_ids))()
+    async with pipeline(connection) as send:
+        return await lock_later(send, command_ids)()
 
 
-async def lock_later(
-    connection: Connection, command_ids: Iterable[str]
+def lock_later(
+    send: Pipeline, command_ids: Iterable[str]
 ) -> Callable[[], Awaitable[dict[str, Row]]]:
-    """The same, in a pipeline: asks now, and gives the rows when called."""
+    """The same: asks now, and gives the rows when called."""
     known = sorted({command_id for command_id in command_ids if is_command_id(command_id)})
-    cursor = await connection.execute(_LOCK, (known,)) if known else None
+    answer = send(_LOCK, known) if known else None
 
     async def locked() -> dict[str, Row]:
-        rows = await cursor.fetchall() if cursor is not None else ()
-        return {row[0]: _row(row) for row in rows}
+        return {row[0]: _row(row) for row in (await answer if answer is not None else ())}
 
     return locked
 
@@ -181,19 +182,20 @@ def _row(row: Sequence[Any]) -> Row:
 
 async def save(connection: Connection, rows: Iterable[Row]) -> list[ChangedCommand]:
     """Writes what has changed of locked commands, and says which."""
-    return await (await save_later(connection, rows))()
+    async with pipeline(connection) as send:
+        return await save_later(send, rows)()
 
 
-async def save_later(
-    connection: Connection, rows: Iterable[Row]
+def save_later(
+    send: Pipeline, rows: Iterable[Row]
 ) -> Callable[[], Awaitable[list[ChangedCommand]]]:
-    """The same, in a pipeline: writes now, and says which when called."""
+    """The same: writes now, and says which when called."""
     changed = [row for row in rows if row.changed]
     values = orjson.dumps([_values(row) for row in changed]).decode()
-    cursor = await connection.execute(_SAVE, (values,)) if changed else None
+    answer = send(_SAVE, values) if changed else None
 
     async def saved() -> list[ChangedCommand]:
-        answers = await cursor.fetchall() if cursor is not None else ()
+        answers = await answer if answer is not None else ()
         written = {command_id: rest for command_id, *rest in answers}
         return [
             ChangedCommand(

@@ -14,6 +14,7 @@ from federation_server.store.database import Connection, Database
 from federation_server.store.dispatch import Claim, ClaimedCommand
 from federation_server.store.ingest import DurableItem
 from federation_server.store.issuing import Known
+from federation_server.store.pipeline import pipeline
 from tests.support.neurons import GENERATION, open_session, put_command, put_neuron
 
 NEURON = "worker-1"
@@ -192,7 +193,8 @@ async def test_the_same_request_id_issues_once(database: Database, connection: C
     made = await put_command(database, new)
     assert made is not None
     assert await put_command(database, new) is None
-    known = await issuing.known(connection, [("admin", "r-1")])
+    async with pipeline(connection) as send:
+        known = await issuing.known_later(send, [("admin", "r-1")])()
     assert known == {("admin", "r-1"): Known(made, b"h")}
 
 

@@ -20,6 +20,7 @@ from federation_server.domain.neuron import (
 from federation_server.store import issuing, sessions
 from federation_server.store.commands import CommandRecord, NewCommand
 from federation_server.store.database import Database, current_time, driver
+from federation_server.store.pipeline import pipeline
 from federation_server.store.schema import neuron_states, neurons
 from federation_server.store.sessions import NewSession, OpenedSession
 
@@ -176,6 +177,6 @@ async def put_command(database: Database, new: NewCommand) -> CommandRecord | No
     """Puts a command into the ledger; None if its issuer has used its request_id before."""
     async with database.begin() as connection:
         now = await current_time(connection)
-        inserted = await issuing.insert_later(await driver(connection), [(new, now)])
-        (record,) = await inserted()
+        async with pipeline(await driver(connection)) as send:
+            (record,) = await issuing.insert_later(send, [(new, now)])()
     return record
