@@ -49,8 +49,8 @@ from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import partitions, schema_version
 from federation_server.store.database import Database
-from federation_server.store.following import News
-from federation_server.store.ledger import ChangedCommand
+from federation_server.store.ledger.changes import ChangedCommand
+from federation_server.store.ledger.following import News
 
 log = structlog.get_logger(__name__)
 

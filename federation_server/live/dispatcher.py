@@ -23,14 +23,14 @@ from federation_server.domain.retry import Backoff
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import send_hints
 from federation_server.live.session import Cancel, Delivery, Session, Sessions
-from federation_server.store import batches, dispatch
 from federation_server.store.database import (
     Database,
     OwnConnection,
     bounded,
     first_line,
 )
-from federation_server.store.dispatch import Claim, ClaimedCancel, ClaimedCommand
+from federation_server.store.ledger import batches, dispatch
+from federation_server.store.ledger.dispatch import Claim, ClaimedCancel, ClaimedCommand
 from federation_server.store.pipeline import Pipeline, pipeline
 
 log = structlog.get_logger(__name__)

@@ -20,10 +20,10 @@ import psycopg
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import send_hints
-from federation_server.store import issuing
-from federation_server.store.commands import CommandRecord, NewCommand, preview
 from federation_server.store.database import Connection, Database, OwnConnection, bounded
-from federation_server.store.issuing import Known, Target
+from federation_server.store.ledger import issuing
+from federation_server.store.ledger.commands import CommandRecord, NewCommand, preview
+from federation_server.store.ledger.issuing import Known, Target
 from federation_server.store.pipeline import Pipeline, pipeline
 
 MOST_AT_ONCE = 200

@@ -23,9 +23,10 @@ import structlog
 from federation_server.domain.neuron import Presence
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
-from federation_server.store import leases, partitions, presence, servers, timers
+from federation_server.store import partitions, presence, servers
 from federation_server.store.database import Connection, Database, bounded, first_line
-from federation_server.store.ledger import ChangedCommand
+from federation_server.store.ledger import leases, timers
+from federation_server.store.ledger.changes import ChangedCommand
 
 log = structlog.get_logger(__name__)
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import psycopg
 
-from federation_server.store import following
 from federation_server.store.database import Database, OwnConnection, bounded
-from federation_server.store.following import Asked, News
+from federation_server.store.ledger import following
+from federation_server.store.ledger.following import Asked, News
 
 LOOK_INTERVAL_S = 1.0
 """How long a change can stay unseen that another server made."""

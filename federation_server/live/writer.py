@@ -38,9 +38,9 @@ from federation_server.store.database import (
     bounded,
     first_line,
 )
-from federation_server.store.following import Followed, News
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
-from federation_server.store.ledger import ChangedCommand
+from federation_server.store.ledger.changes import ChangedCommand
+from federation_server.store.ledger.following import Followed, News
 
 log = structlog.get_logger(__name__)
 

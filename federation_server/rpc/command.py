@@ -23,14 +23,14 @@ from federation_server.rpc.command_batch import CommandBatches
 from federation_server.rpc.convert_command import command as to_command
 from federation_server.rpc.convert_command import fact as to_fact
 from federation_server.rpc.order import Order
-from federation_server.store import commands as store
-from federation_server.store import following, ledger
-from federation_server.store.command_list import ORDERS, list_commands
 from federation_server.store.database import driver
-from federation_server.store.following import News
-from federation_server.store.issuing import Known, Target
-from federation_server.store.ledger import is_command_id
-from federation_server.store.situation import situation
+from federation_server.store.ledger import changes, following
+from federation_server.store.ledger import commands as store
+from federation_server.store.ledger.changes import is_command_id
+from federation_server.store.ledger.following import News
+from federation_server.store.ledger.issuing import Known, Target
+from federation_server.store.ledger.listing import ORDERS, list_commands
+from federation_server.store.ledger.situation import situation
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +123,7 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         admin = auth.current_admin()
         async with self._parts.database.begin() as connection:
             await _get(connection, request.command_id)
-            changed = await ledger.cancel_commands(
+            changed = await changes.cancel_commands(
                 await driver(connection),
                 [request.command_id],
                 actor=f"admin:{admin.name}",

@@ -22,10 +22,10 @@ from federation_server.rpc import auth, errors, limits
 from federation_server.rpc.convert_command import batch as to_batch
 from federation_server.rpc.errors import Refused
 from federation_server.rpc.order import Order
-from federation_server.store import batches as store
-from federation_server.store.batches import BatchRecord, Candidate
 from federation_server.store.database import Database, current_time
-from federation_server.store.ledger import ChangedCommand, is_command_id
+from federation_server.store.ledger import batches as store
+from federation_server.store.ledger.batches import BatchRecord, Candidate
+from federation_server.store.ledger.changes import ChangedCommand, is_command_id
 
 log = structlog.get_logger(__name__)
 

@@ -9,8 +9,8 @@ from federation.v1 import command_service_pb2
 from federation_server.domain.command import CommandState, Execution
 from federation_server.domain.explain import Fact
 from federation_server.rpc.convert import to_duration, to_struct, to_timestamp
-from federation_server.store.batches import BatchProgress, BatchRecord
-from federation_server.store.commands import CommandRecord, CommandTransition
+from federation_server.store.ledger.batches import BatchProgress, BatchRecord
+from federation_server.store.ledger.commands import CommandRecord, CommandTransition
 
 _STATE = {state: pb.CommandState.Value(f"COMMAND_STATE_{state.value}") for state in CommandState}
 

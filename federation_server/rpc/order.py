@@ -21,7 +21,7 @@ from federation_server.domain.neuron import JsonObject
 from federation_server.domain.violation import Violation
 from federation_server.rpc import errors
 from federation_server.rpc.convert import from_struct, optional_span, optional_time
-from federation_server.store.commands import CommandRecord, NewCommand, is_control
+from federation_server.store.ledger.commands import CommandRecord, NewCommand, is_control
 
 MOST_AHEAD = timedelta(days=366)
 """How far ahead a not_before_time may lie; an expire_time twice as far, less a day."""

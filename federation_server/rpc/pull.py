@@ -16,10 +16,10 @@ from federation_server.rpc import convert_stream, errors
 from federation_server.rpc.convert import optional_span, to_timestamp
 from federation_server.rpc.receipt import Receipt
 from federation_server.rpc.stream import StreamParts
-from federation_server.store import dispatch, leases
 from federation_server.store.database import driver
 from federation_server.store.ingest import DurableItem
-from federation_server.store.ledger import is_command_id
+from federation_server.store.ledger import dispatch, leases
+from federation_server.store.ledger.changes import is_command_id
 from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)

@@ -35,7 +35,7 @@ from federation_server.rpc.limit_values import MAX_INTEGER
 from federation_server.store import sessions as store
 from federation_server.store.database import Database
 from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
-from federation_server.store.ledger import ChangedCommand, is_command_id
+from federation_server.store.ledger.changes import ChangedCommand, is_command_id
 from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)

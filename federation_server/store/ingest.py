@@ -28,10 +28,11 @@ from federation_server.domain.command import CommandUpdate
 from federation_server.domain.command import apply as change
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
-from federation_server.store import following, ingest_analytics, ledger
+from federation_server.store import ingest_analytics
 from federation_server.store.database import Connection
-from federation_server.store.following import Followed, News
-from federation_server.store.ledger import ChangedCommand
+from federation_server.store.ledger import changes, following
+from federation_server.store.ledger.changes import ChangedCommand
+from federation_server.store.ledger.following import Followed, News
 from federation_server.store.pipeline import Pipeline, pipeline, roll_back
 
 DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
@@ -270,7 +271,7 @@ async def _apply(
         rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
         send(_ADVANCE, *_columns(rows))
     _update(fresh, time)
-    changed = ledger.save_later(send, fresh.commands.values())
+    changed = changes.save_later(send, fresh.commands.values())
     changing = [command_id for command_id, row in fresh.commands.items() if row.changed]
     news = following.read_later(send, followed(changing))
     state = send(_STATE, *_state_columns(heartbeats)) if heartbeats else None
@@ -294,7 +295,7 @@ class _Fresh:
     advanced: set[tuple[str, str]] = field(default_factory=set)
     reports: list[tuple[str, AnalyticsReport]] = field(default_factory=list)
     updates: list[tuple[str, CommandUpdate]] = field(default_factory=list)
-    commands: dict[str, ledger.Row] = field(default_factory=dict)
+    commands: dict[str, changes.Row] = field(default_factory=dict)
     """The commands that the updates speak of, locked."""
 
 
@@ -305,7 +306,7 @@ async def _judge(send: Pipeline, durables: Sequence[DurableItem]) -> _Fresh:
     # In this order: the marks, and the commands, as they are once the fence's locks are held.
     fence = send(_FENCE, *_columns(sessions))
     found_marks = send(_MARKS, *_columns(spools))
-    locked = ledger.lock_later(send, updates)
+    locked = changes.lock_later(send, updates)
 
     fresh = _Fresh(fenced=sessions - set(await fence))
     marks = {

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.neuron import Lifecycle
 from federation_server.store.database import Connection
-from federation_server.store.ledger import IN_FLIGHT
+from federation_server.store.ledger.changes import IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest_asyncio
 
 from federation_server.domain.command import Accepted, CommandState, CommandUpdate, Finished
-from federation_server.store import commands, dispatch, ingest, issuing, leases, ledger, timers
-from federation_server.store.commands import NewCommand
+from federation_server.store import ingest
 from federation_server.store.database import Connection, Database
-from federation_server.store.dispatch import Claim, ClaimedCommand
 from federation_server.store.ingest import DurableItem
-from federation_server.store.issuing import Known
+from federation_server.store.ledger import changes, commands, dispatch, issuing, leases, timers
+from federation_server.store.ledger.commands import NewCommand
+from federation_server.store.ledger.dispatch import Claim, ClaimedCommand
+from federation_server.store.ledger.issuing import Known
 from federation_server.store.pipeline import pipeline
 from tests.support.neurons import GENERATION, open_session, put_command, put_neuron
 
@@ -205,7 +206,7 @@ async def test_a_cancel_is_claimed_again_if_the_answer_to_its_claim_was_lost(
     command_id = await issue(database)
     await claim(connection, epoch)
     async with connection.transaction():
-        await ledger.cancel_commands(connection, [command_id], actor="admin:a", reason="")
+        await changes.cancel_commands(connection, [command_id], actor="admin:a", reason="")
     session = (NEURON, epoch)
     for doubtful in ([], [session]):  # the first answer reaches nobody
         (told,) = (await dispatch.claim(connection, SERVER, [session], doubtful=doubtful)).cancels

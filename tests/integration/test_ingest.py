@@ -28,10 +28,11 @@ from federation_server.domain.command import (
     Progressed,
 )
 from federation_server.domain.neuron import Presence
-from federation_server.store import commands, dispatch, ingest, partitions
-from federation_server.store.commands import CommandRecord, NewCommand
+from federation_server.store import ingest, partitions
 from federation_server.store.database import Connection, Database
 from federation_server.store.ingest import ClosedItem, DurableItem, HeartbeatItem, Outcome
+from federation_server.store.ledger import commands, dispatch
+from federation_server.store.ledger.commands import CommandRecord, NewCommand
 from tests.support.neurons import heartbeat, open_session, put_command, put_neuron
 
 NEURON = "worker-1"

@@ -12,20 +12,13 @@ from datetime import UTC, datetime, timedelta
 
 from federation_server.domain.command import CommandState, CommandUpdate
 from federation_server.domain.neuron import Lifecycle, Presence
-from federation_server.store import (
-    batches,
-    dispatch,
-    ingest,
-    leases,
-    ledger,
-    sessions,
-    timers,
-)
-from federation_server.store.batches import Candidate
-from federation_server.store.commands import NewCommand
+from federation_server.store import ingest, sessions
 from federation_server.store.database import Connection, Database, driver
-from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
 from federation_server.store.ingest import ClosedItem, DurableItem, Outcome
+from federation_server.store.ledger import batches, changes, dispatch, leases, timers
+from federation_server.store.ledger.batches import Candidate
+from federation_server.store.ledger.commands import NewCommand
+from federation_server.store.ledger.dispatch import ClaimedCancel, ClaimedCommand
 from federation_server.store.sessions import NewSession
 from tests.support import ledger_model as model
 from tests.support.ledger_model import AttemptId, Order, Standing
@@ -156,7 +149,7 @@ class LedgerStore:
 
     async def cancel(self, command_id: str) -> None:
         async with self._connection.transaction():
-            await ledger.cancel_commands(self._connection, [command_id], actor=ACTOR, reason="")
+            await changes.cancel_commands(self._connection, [command_id], actor=ACTOR, reason="")
 
     async def cancel_batch(self, batch_id: str) -> None:
         async with self._database.begin() as connection:

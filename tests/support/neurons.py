@@ -17,9 +17,10 @@ from federation_server.domain.neuron import (
     Lifecycle,
     Presence,
 )
-from federation_server.store import issuing, sessions
-from federation_server.store.commands import CommandRecord, NewCommand
+from federation_server.store import sessions
 from federation_server.store.database import Database, current_time, driver
+from federation_server.store.ledger import issuing
+from federation_server.store.ledger.commands import CommandRecord, NewCommand
 from federation_server.store.pipeline import pipeline
 from federation_server.store.schema import neuron_states, neurons
 from federation_server.store.sessions import NewSession, OpenedSession

@@ -10,7 +10,7 @@ from datetime import datetime
 import orjson
 
 from federation_server.domain.neuron import JsonObject, Lifecycle
-from federation_server.store.commands import (
+from federation_server.store.ledger.commands import (
     CommandRecord,
     NewCommand,
     preview,

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from federation_server.domain.command import IN_FLIGHT_STATES, CommandState
 from federation_server.domain.explain import FailedAttempt, Situation
 from federation_server.domain.neuron import Activity
-from federation_server.store.commands import CommandRecord, CommandTransition
+from federation_server.store.ledger.commands import CommandRecord, CommandTransition
 from federation_server.store.schema import commands, heartbeats, neuron_states, neurons
 
 _OF_COMMAND = (

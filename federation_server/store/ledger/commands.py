@@ -1,8 +1,4 @@
-"""Commands in the store: issuing and reading.
-
-What becomes of them is written by `dispatch`, `ledger` and `timers`. Every change raises the
-command's `revision` and, where its state changes, leaves a row in `command_transitions`.
-"""
+"""What a command is in the ledger, before it is issued and after, and how one is read."""
 
 from __future__ import annotations
 

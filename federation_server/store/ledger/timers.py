@@ -10,9 +10,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from federation_server.domain.command import Lateness, lose, time_out
-from federation_server.store import ledger, presence
+from federation_server.store import presence
 from federation_server.store.database import Connection
-from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand
+from federation_server.store.ledger import changes
+from federation_server.store.ledger.changes import CONNECTED, IN_FLIGHT, ChangedCommand
 
 RUN_GRACE = timedelta(seconds=10)
 """How much longer than its run_timeout a command may take to say that it has timed out: the neuron
@@ -104,7 +105,7 @@ async def time_out_late(
             _LATE.encode(), {"run_grace": RUN_GRACE, "most": _MOST, "until": until}
         )
         late = {command_id: found for command_id, *found in await cursor.fetchall()}
-        rows = await ledger.lock(connection, late)
+        rows = await changes.lock(connection, late)
         now = await presence.clock(connection)
         for command_id, row in rows.items():
             code, limit, unknowable = late[command_id]
@@ -113,7 +114,7 @@ async def time_out_late(
             else:
                 after = time_out(row.entry, Lateness(code), limit, now)
             row.become(after, f"server:{server_id}")
-        return await ledger.save(connection, rows.values())
+        return await changes.save(connection, rows.values())
 
 
 async def give_up_lost(
@@ -138,7 +139,7 @@ async def give_up_lost(
             },
         )
         reasons: dict[str, str] = dict(await cursor.fetchall())
-        rows = await ledger.lock(connection, reasons)
+        rows = await changes.lock(connection, reasons)
         for command_id, row in rows.items():
             row.become(lose(row.entry, reasons[command_id]), f"server:{server_id}")
-        return await ledger.save(connection, rows.values())
+        return await changes.save(connection, rows.values())

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.command import CommandState
 from federation_server.store import filter as filters
-from federation_server.store.commands import RECORD_COLUMNS, CommandRecord
+from federation_server.store.ledger.commands import RECORD_COLUMNS, CommandRecord
 from federation_server.store.paging import SortKey, page
 from federation_server.store.schema import commands
 

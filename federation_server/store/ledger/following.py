@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 from federation_server.domain.command import CommandState
-from federation_server.store.commands import (
+from federation_server.store.database import Connection
+from federation_server.store.ledger.commands import (
     CommandRecord,
     CommandTransition,
     record_of,
     select_list,
 )
-from federation_server.store.database import Connection
 from federation_server.store.pipeline import Pipeline, pipeline
 
 

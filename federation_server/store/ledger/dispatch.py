@@ -9,7 +9,7 @@ from datetime import timedelta
 from federation_server.domain.command import CommandState, Execution, predecessors
 from federation_server.domain.neuron import JsonObject
 from federation_server.store.database import Connection
-from federation_server.store.ledger import CONNECTED, IN_FLIGHT, states
+from federation_server.store.ledger.changes import CONNECTED, IN_FLIGHT, states
 from federation_server.store.pipeline import Pipeline, pipeline
 
 

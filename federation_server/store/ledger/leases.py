@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from federation_server.domain.command import fail, lose
-from federation_server.store import batches, dispatch, ledger, presence
+from federation_server.store import presence
 from federation_server.store.database import Connection
-from federation_server.store.dispatch import ClaimedCancel, ClaimedCommand
-from federation_server.store.ledger import IN_FLIGHT, ChangedCommand
+from federation_server.store.ledger import batches, changes, dispatch
+from federation_server.store.ledger.changes import IN_FLIGHT, ChangedCommand
+from federation_server.store.ledger.dispatch import ClaimedCancel, ClaimedCommand
 
 LEASE_EXPIRED = "LEASE_EXPIRED"
 _MOST = 1000
@@ -179,12 +180,12 @@ async def _lose_doubtful(
     cursor = await connection.execute(
         _DOUBTFUL.encode(), {"neuron_id": neuron_id, "epoch": epoch, "named": list(named)}
     )
-    rows = await ledger.lock(connection, [command_id for (command_id,) in await cursor.fetchall()])
+    rows = await changes.lock(connection, [command_id for (command_id,) in await cursor.fetchall()])
     for row in rows.values():
         if row.entry.in_flight:
             reason = "its neuron knows nothing of it, and it must not be sent twice"
             row.become(lose(row.entry, reason), f"server:{server_id}")
-    return await ledger.save(connection, rows.values())
+    return await changes.save(connection, rows.values())
 
 
 async def _release(connection: Connection, neuron_id: str) -> None:
@@ -203,7 +204,7 @@ async def end_expired(
     async with connection.transaction():
         cursor = await connection.execute(_EXPIRED.encode(), {"most": _MOST, "until": until})
         once: dict[str, bool] = dict(await cursor.fetchall())
-        rows = await ledger.lock(connection, once)
+        rows = await changes.lock(connection, once)
         now = await presence.clock(connection)
         words = "the process that had it did not renew its lease"
         for command_id, row in rows.items():
@@ -212,4 +213,4 @@ async def end_expired(
             else:
                 after = fail(row.entry, LEASE_EXPIRED, words, now)
             row.become(after, f"server:{server_id}")
-        return await ledger.save(connection, rows.values())
+        return await changes.save(connection, rows.values())

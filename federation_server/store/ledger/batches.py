@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.command import FINAL_STATES, CommandState
 from federation_server.domain.neuron import JsonObject, Lifecycle
-from federation_server.store import ledger
-from federation_server.store.commands import NewCommand, is_control
 from federation_server.store.database import Connection, driver
-from federation_server.store.ledger import CONNECTED, IN_FLIGHT, ChangedCommand, states
+from federation_server.store.ledger import changes
+from federation_server.store.ledger.changes import CONNECTED, IN_FLIGHT, ChangedCommand, states
+from federation_server.store.ledger.commands import NewCommand, is_control
 from federation_server.store.neuron_list import matching
 from federation_server.store.paging import SortKey, page
 from federation_server.store.schema import (
@@ -286,7 +286,7 @@ async def cancel(
             commands.c.batch_id == batch_id, commands.c.state.not_in(FINAL_STATES)
         )
     )
-    return await ledger.cancel_commands(
+    return await changes.cancel_commands(
         await driver(connection), list(open_ids.scalars()), actor=actor, reason=reason
     )
 

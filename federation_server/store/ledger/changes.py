@@ -1,8 +1,8 @@
 """Changes of commands that their neurons have, or may have: one way for all of them.
 
 The commands' rows are locked, the domain's rules decide what becomes of each, and what comes of
-them all is written by one UPDATE and one INSERT of transitions. Who changes them, and why, is the
-caller's: neurons (`ingest`), timers (`timers`), operators (`cancel`).
+them all is written by one statement, with their transitions. Who changes them, and why, is the
+caller's: neurons (`ingest`), timers (`timers`), operators (`cancel_commands`).
 """
 
 from __future__ import annotations
