@@ -226,7 +226,7 @@ class Entry:
     checkpoint: JsonObject | None = None
     next_attempt_time: datetime | None = None
     cancel_attempt: int | None = None
-    """The attempt that the neuron is to be told to give up."""
+    """The attempt that the neuron is to give up; None once it has said how that one ended."""
     finished: Finished | None = None
 
     @property
@@ -262,6 +262,13 @@ def apply(entry: Entry, update: CommandUpdate, now: datetime) -> Entry | None:
             return advanced
         case Finished() as finished:
             return _finish(entry, finished, now)
+
+
+def answers_cancel(entry: Entry, update: CommandUpdate) -> bool:
+    """Whether a neuron's `update` says how the attempt ended that it was to give up. That attempt
+    may be over already, and the command with it.
+    """
+    return update.attempt == entry.cancel_attempt and isinstance(update.change, Finished)
 
 
 def time_out(entry: Entry, late: Lateness, limit: timedelta, now: datetime) -> Entry:

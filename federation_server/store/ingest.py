@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from federation_server.domain.analytics import AnalyticsReport
-from federation_server.domain.command import CommandUpdate
+from federation_server.domain.command import CommandUpdate, answers_cancel
 from federation_server.domain.command import apply as change
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
@@ -334,12 +334,15 @@ async def _judge(send: Pipeline, durables: Sequence[DurableItem]) -> _Fresh:
 
 def _update(fresh: _Fresh, now: datetime) -> None:
     """What neurons say of their commands, in order. An update for an unknown command, for another
-    neuron's, of another attempt, or backwards, changes nothing.
+    neuron's, of another attempt, or backwards, changes nothing; but what it says of an attempt that
+    was to be given up is an answer.
     """
     for neuron_id, update in fresh.updates:
         row = fresh.commands.get(update.command_id)
         if row is None or row.entry.neuron_id != neuron_id:
             continue
+        if answers_cancel(row.entry, update):
+            row.answer()
         after = change(row.entry, update, now)
         if after is not None:
             row.become(after, f"neuron:{neuron_id}")

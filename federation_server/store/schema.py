@@ -263,7 +263,8 @@ commands = Table(
     Column("progress_time", _TIME),
     Column("checkpoint", JSONB),
     Column("next_attempt_time", _TIME),
-    # the attempt that the neuron is to give up, and the session that was told last
+    # the attempt that the neuron is to give up and has not answered for, and the session that was
+    # told last
     Column("cancel_attempt", Integer),
     Column("cancel_epoch", BigInteger),
     Column("cancel_time", _TIME),

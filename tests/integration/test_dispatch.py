@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import pytest
 import pytest_asyncio
 
 from federation_server.domain.command import Accepted, CommandState, CommandUpdate, Finished
@@ -44,6 +45,7 @@ async def issue(
     control: bool = False,
     not_before: timedelta | None = None,
     expire: timedelta = timedelta(hours=1),
+    max_attempts: int = 1,
 ) -> str:
     now = datetime.now(UTC)
     record = await put_command(
@@ -60,6 +62,7 @@ async def issue(
             not_before_time=now + not_before if not_before else None,
             expire_time=now + expire,
             run_timeout=None,
+            max_attempts=max_attempts,
         ),
     )
     assert record is not None
@@ -212,6 +215,30 @@ async def test_a_cancel_is_claimed_again_if_the_answer_to_its_claim_was_lost(
         (told,) = (await dispatch.claim(connection, SERVER, [session], doubtful=doubtful)).cancels
         assert (told.command_id, told.attempt) == (command_id, 1)
     assert await dispatch.claim(connection, SERVER, [session]) == Claim()
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_cancel_of_an_attempt_that_was_timed_out_is_claimed_again_until_it_is_answered(
+    database: Database, connection: Connection, attempts: int
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    command_id = await issue(database, max_attempts=attempts)
+    await claim(connection, epoch)
+    await connection.execute(
+        b"UPDATE commands SET accept_timeout = '1 s', send_time = now() - interval '2 s'"
+    )
+    (late,) = await timers.time_out_late(connection, SERVER)
+    assert late.state is (CommandState.TIMED_OUT if attempts == 1 else CommandState.QUEUED)
+    await connection.execute(b"UPDATE commands SET next_attempt_time = now()")
+    session = (NEURON, epoch)
+    for doubtful in ([], [session], [session]):  # the first two answers reach nobody
+        claimed = await dispatch.claim(connection, SERVER, [session], doubtful=doubtful)
+        assert [(each.command_id, each.attempt) for each in claimed.cancels] == [(command_id, 1)]
+    end = Finished(CommandState.CANCELLED, None, None, None, "")
+    outcome = await update(connection, epoch, 1, CommandUpdate(command_id, 1, end))
+    assert outcome.changed == []
+    answered = await dispatch.claim(connection, SERVER, [session], doubtful=[session])
+    assert answered.cancels == []
 
 
 async def test_a_process_that_keeps_its_lease_is_not_away_whatever_its_heartbeats_say(

@@ -91,10 +91,14 @@ class Order:
 
     @property
     def to_give_up(self) -> bool:
-        """Its neuron is to be told to give an attempt up."""
+        """A session that was not told yet is to be told to give an attempt up."""
         return self.cancel_attempt is not None and (
             self.state is S.CANCELLING or self.cancel_epoch is None
         )
+
+    def told_in(self, epoch: int) -> bool:
+        """That session was told so, if the answer of the claim arrived, and has not answered."""
+        return self.cancel_attempt is not None and self.cancel_epoch == epoch
 
     def end(self, state: S) -> None:
         self.state = state
@@ -258,7 +262,8 @@ class Model:
         to_give_up = [
             order
             for order in self.of(neuron_id)
-            if order.to_give_up and (order.cancel_epoch != epoch or doubtful)
+            if (doubtful and order.told_in(epoch))
+            or (order.to_give_up and not order.told_in(epoch))
         ]
         for order in to_give_up:
             order.cancel_epoch = epoch
@@ -267,7 +272,6 @@ class Model:
             order.attempt += 1
             order.state = S.SENT
             order.next_attempt = order.start_time = order.progress_time = None
-            order.cancel_attempt = order.cancel_epoch = None
         for order in again + fresh:
             order.epoch, order.send_time = epoch, self.now
         return [(order.command_id, order.attempt) for order in again + fresh], told
@@ -296,6 +300,8 @@ class Model:
         order = self.orders.get(update.command_id)
         if order is None or order.neuron_id != neuron_id:
             return
+        if isinstance(update.change, Finished) and order.cancel_attempt == update.attempt:
+            order.cancel_attempt = order.cancel_epoch = None
         if not order.with_neuron or order.attempt != update.attempt:
             return
         if isinstance(update.change, Finished):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -56,6 +56,8 @@ class Row:
     revision: int
     passed: list[Change] = field(default_factory=list)
     changed: bool = False
+    answered: bool = False
+    """Its neuron has said how the attempt ended that it was to give up."""
 
     def become(self, after: Entry, actor: str) -> None:
         """Takes a change over."""
@@ -63,6 +65,11 @@ class Row:
             self.passed.append(Change(after.state, actor, after.state_reason))
         self.entry = after
         self.changed = True
+
+    def answer(self) -> None:
+        """Its neuron need not be told any more to give an attempt up."""
+        self.entry = replace(self.entry, cancel_attempt=None)
+        self.answered = True
 
     def passed_through(self, state: CommandState) -> bool:
         """Whether the changes so far have led to that state."""
@@ -135,6 +142,12 @@ WITH b AS MATERIALIZED (
 SELECT command_id::text, extract, batch_id::text FROM changed
 """
 
+# No change of the command: nobody who reads it sees a difference.
+_ANSWERED = b"""
+UPDATE commands SET cancel_attempt = NULL, cancel_epoch = NULL
+WHERE command_id = ANY ($1::uuid[])
+"""
+
 
 def is_command_id(text: str) -> bool:
     """Whether a text can be a command's id at all."""
@@ -190,6 +203,9 @@ def save_later(
     send: Pipeline, rows: Iterable[Row]
 ) -> Callable[[], Awaitable[list[ChangedCommand]]]:
     """The same: writes now, and says which when called."""
+    rows = list(rows)
+    if answered := [row.entry.command_id for row in rows if row.answered and not row.changed]:
+        send(_ANSWERED, answered)
     changed = [row for row in rows if row.changed]
     values = orjson.dumps([_values(row) for row in changed]).decode()
     answer = send(_SAVE, values) if changed else None

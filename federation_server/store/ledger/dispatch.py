@@ -69,7 +69,18 @@ _DUE = f"""
 """What may be sent now. An attempt that is to be given up is, before the next one is sent."""
 
 _TO_CANCEL = "cancel_attempt IS NOT NULL AND (state = 'CANCELLING' OR cancel_epoch IS NULL)"
-"""The condition of the index `commands_cancel`."""
+"""The condition of the index `commands_cancel`: what a session that was not told yet is to be
+told."""
+
+_TOLD = "cancel_attempt IS NOT NULL"
+"""The condition of the index `commands_told`: what some session was told, perhaps, and no neuron
+has answered."""
+
+_REASON = """
+CASE WHEN attempt = cancel_attempt AND state_reason <> '' THEN state_reason
+     ELSE 'nobody waits for it any more' END
+"""
+"""Why an attempt is to be given up. The command's reason may be a later attempt's."""
 
 _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 
@@ -77,10 +88,10 @@ _AGAIN = states(CommandState.SENT, CommandState.ACCEPTED, CommandState.RUNNING)
 # since an earlier session and was not named in this one's Hello, which is sent again with the same
 # attempt, for the neuron's journal to answer; and attempts to be given up, once in each session. A
 # command whose session is superseded meanwhile is found again by the next one. To a doubtful
-# session goes also what was marked SENT for that very session, and what is CANCELLING there: the
-# answer to an earlier claim was lost. What somebody else is changing is left for the next scan, so
-# that a claim waits for nobody, and nobody for it in a circle. What an earlier attempt has left
-# behind goes when the next one is sent.
+# session goes also what was marked SENT for that very session, and every attempt that it was to
+# give up and has not answered for: the answer to an earlier claim was lost. What somebody else is
+# changing is left for the next scan, so that a claim waits for nobody, and nobody for it in a
+# circle. What an earlier attempt has left behind goes when the next one is sent; its cancel stays.
 _CLAIM = f"""
 WITH place AS (
     SELECT s.neuron_id, s.session_epoch, w.doubtful,
@@ -119,7 +130,7 @@ WITH place AS (
 ), to_cancel AS MATERIALIZED (
     SELECT c.command_id, p.session_epoch
     FROM place p JOIN commands c USING (neuron_id)
-    WHERE {_TO_CANCEL} AND (c.cancel_epoch IS DISTINCT FROM p.session_epoch OR p.doubtful)
+    WHERE {_TO_CANCEL} AND c.cancel_epoch IS DISTINCT FROM p.session_epoch
     ORDER BY c.command_id
     FOR NO KEY UPDATE OF c SKIP LOCKED
 ), claimed AS (
@@ -130,8 +141,6 @@ WITH place AS (
         send_time = now(),
         state_reason = CASE WHEN c.state = 'QUEUED' THEN '' ELSE 'sent again to a new session' END,
         next_attempt_time = NULL,
-        cancel_attempt = NULL,
-        cancel_epoch = NULL,
         accept_time = CASE WHEN c.state <> 'QUEUED' THEN c.accept_time END,
         start_time = CASE WHEN c.state <> 'QUEUED' THEN c.start_time END,
         progress_fraction = CASE WHEN c.state <> 'QUEUED' THEN c.progress_fraction END,
@@ -160,9 +169,14 @@ SELECT 'command', command_id::text, neuron_id, session_epoch, attempt, '', type,
        checkpoint, max_attempts, execution::text, again, control, create_time
 FROM claimed
 UNION ALL
-SELECT 'cancel', command_id::text, neuron_id, cancel_epoch, cancel_attempt, state_reason, '', NULL,
+SELECT 'cancel', command_id::text, neuron_id, cancel_epoch, cancel_attempt, {_REASON}, '', NULL,
        0, NULL, NULL, NULL, 0, '', true, true, NULL
 FROM given_up
+UNION ALL
+SELECT 'cancel', command_id::text, neuron_id, cancel_epoch, cancel_attempt, {_REASON}, '', NULL,
+       0, NULL, NULL, NULL, 0, '', true, true, NULL
+FROM place JOIN commands USING (neuron_id)
+WHERE doubtful AND {_TOLD} AND cancel_epoch = place.session_epoch
 UNION ALL
 SELECT 'full', '', neuron_id, session_epoch, 0, '', '', NULL,
        0, NULL, NULL, NULL, 0, '', true, true, NULL
@@ -234,7 +248,7 @@ FROM neuron_states s
 WHERE s.neuron_id = %(neuron_id)s AND s.session_epoch = %(epoch)s
   AND c.neuron_id = s.neuron_id AND {_TO_CANCEL}
   AND c.cancel_epoch IS DISTINCT FROM s.session_epoch
-RETURNING c.command_id::text, c.neuron_id, c.cancel_epoch, c.cancel_attempt, c.state_reason
+RETURNING c.command_id::text, c.neuron_id, c.cancel_epoch, c.cancel_attempt, {_REASON}
 """.encode()
 
 
