@@ -207,6 +207,7 @@ def delivery(command: ClaimedCommand) -> Delivery:
         expire_after=command.expire_after,
         checkpoint=command.checkpoint,
         max_attempts=command.max_attempts,
+        execution=command.execution,
     )
 
 

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
+from federation_server.domain.command import Execution
 from federation_server.domain.neuron import JsonObject
 
 
@@ -46,6 +47,7 @@ class Delivery:
     expire_after: timedelta | None
     checkpoint: JsonObject | None
     max_attempts: int
+    execution: Execution
 
 
 @dataclass(frozen=True, slots=True)

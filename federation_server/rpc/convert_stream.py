@@ -24,6 +24,7 @@ from federation_server.domain.command import (
     CommandError,
     CommandState,
     CommandUpdate,
+    Execution,
     Finished,
     Progressed,
 )
@@ -58,6 +59,7 @@ _FINISHED = {
     for name, number in command_pb2.CommandState.items()
     if number
 }
+_EXECUTION = {each: command_pb2.Execution.Value(f"EXECUTION_{each.value}") for each in Execution}
 _NO_SYSTEM = (None,) * 7
 _NO_APPLICATION = (None,) * 11
 _NO_PROCESS = (None,) * 5
@@ -287,6 +289,7 @@ def delivery(command: Delivery) -> session_service_pb2.CommandDelivery:
         expire_after=to_duration(command.expire_after),
         checkpoint=to_struct(command.checkpoint),
         max_attempts=command.max_attempts,
+        execution=_EXECUTION[command.execution],
     )
 
 
