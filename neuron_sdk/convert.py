@@ -20,7 +20,7 @@ from neuron_sdk.outcome import CommandFault, CommandOutcome
 from neuron_sdk.payload import MAX_SAFE_INTEGER, JsonObject, clean_text
 from neuron_sdk.points import HistogramValue, Point
 from neuron_sdk.reports import Event, Report
-from neuron_sdk.spool_store import Attempt
+from neuron_sdk.spool_store import Attempt, Execution
 from neuron_sdk.vitals import Vitals
 
 _LONGEST_S = 10 * 365 * 86_400
@@ -93,6 +93,7 @@ def _from_value(value: Value) -> Any:
 
 def from_delivery(delivery: session_pb2.CommandDelivery) -> Delivery:
     """A command as it arrived."""
+    once = delivery.execution == command_pb2.Execution.EXECUTION_AT_MOST_ONCE
     timed, expires = delivery.HasField("run_timeout"), delivery.HasField("expire_after")
     return Delivery(
         of=Attempt(delivery.command_id, max(1, delivery.attempt)),
@@ -103,6 +104,7 @@ def from_delivery(delivery: session_pb2.CommandDelivery) -> Delivery:
         expire_after=from_duration(delivery.expire_after) if expires else None,
         checkpoint=from_struct(delivery.checkpoint) if delivery.HasField("checkpoint") else None,
         max_attempts=max(1, delivery.max_attempts),
+        execution=Execution.AT_MOST_ONCE if once else Execution.AT_LEAST_ONCE,
     )
 
 

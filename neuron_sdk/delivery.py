@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from neuron_sdk.payload import JsonObject
-from neuron_sdk.spool_store import Attempt
+from neuron_sdk.spool_store import Attempt, Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +25,5 @@ class Delivery:
     """What the handler noted last, in an earlier attempt; None for nothing."""
     max_attempts: int = 1
     """How many attempts there may be."""
+    execution: Execution = Execution.AT_LEAST_ONCE
+    """Whether it comes again if its fate is unknown."""

@@ -26,13 +26,14 @@ from neuron_sdk.isolation import ProcessRun
 from neuron_sdk.lanes import Lane
 from neuron_sdk.logs import get_logger
 from neuron_sdk.offload import offload
-from neuron_sdk.outcome import CommandOutcome, failed
+from neuron_sdk.outcome import CommandOutcome, not_started
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.runs import LoopRun, Run, ThreadRun
-from neuron_sdk.spool_store import Attempt, Verdict
+from neuron_sdk.spool_store import Attempt, Execution, Verdict
 
 CONTROL_PLACES = 8
 MAX_LISTED = 1_000
+_STOPPED = not_started("the neuron stopped before it started")
 
 _log = get_logger("neuron_sdk.command")
 
@@ -40,7 +41,7 @@ _log = get_logger("neuron_sdk.command")
 class Notes(Protocol):
     """Where a command's steps are written down; each returns when that is done."""
 
-    async def accept(self, of: Attempt) -> Verdict: ...
+    async def accept(self, of: Attempt, execution: Execution) -> Verdict: ...
     async def accept_and_start(self, of: Attempt) -> Verdict: ...
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict: ...
     async def start(self, of: Attempt) -> None: ...
@@ -144,7 +145,10 @@ class Executor:
     def deliver(self, delivery: Delivery) -> None:
         """Take a command that has arrived. Whatever is wrong with it becomes its outcome."""
         if self._stopping and self._left_to_next and self._is_restart(delivery):
-            self._spawn(self._join_restart(delivery.of), delivery.of)
+            self._spawn(self._join_restart(delivery), delivery.of)
+            return
+        if self._stopping and delivery.execution is Execution.AT_MOST_ONCE:
+            self._spawn(self._decline(delivery), delivery.of)
             return
         if self._stopping:
             # Not taken: the federation sends it again when the neuron is back.
@@ -172,7 +176,8 @@ class Executor:
     async def stop(self, grace_s: float) -> None:
         """Start nothing more; give what runs `grace_s` seconds, then interrupt it.
 
-        What waits in a lane stays noted as accepted: it runs after the next start.
+        What waits in a lane stays noted as accepted: it is delivered again after the next start,
+        and runs. What is not, because it is AT_MOST_ONCE, ends here.
         """
         self._stopping = True
         self._hold()
@@ -181,6 +186,7 @@ class Executor:
             _log.info("waiting for commands", action="command.draining", count=len(running))
             await asyncio.wait(running, timeout=grace_s)
         self.interrupt("the neuron is stopping")
+        self._end_waiting()
         running = [task for task in self._tasks if not task.done()]
         if running:
             await asyncio.wait(running, timeout=LONGEST_S + 1)
@@ -191,15 +197,27 @@ class Executor:
             if entry.started and not entry.stop.done():
                 entry.stop.set_result(stopping(reason))
 
+    def _end_waiting(self) -> None:
+        for entry in list(self._accepted.values()):
+            once = entry.delivery.execution is Execution.AT_MOST_ONCE
+            if once and entry.lane.leave(entry):
+                self._spawn(self._finish(entry, _STOPPED), entry.delivery.of)
+
     # ---- a command's way
 
     def _is_restart(self, delivery: Delivery) -> bool:
         command = self._registry.get(delivery.type)
         return command is not None and command.builtin and command.type == RESTART
 
-    async def _join_restart(self, of: Attempt) -> None:
+    async def _decline(self, delivery: Delivery) -> None:
+        """It came too late to be started, and does not come again."""
+        if await self._notes.reject(delivery.of, _STOPPED) is Verdict.NEW:
+            log_end(delivery, _STOPPED)
+
+    async def _join_restart(self, delivery: Delivery) -> None:
         """Asked for while one is under way: the same restart answers for both."""
-        if await self._notes.accept(of) is Verdict.NEW:
+        of = delivery.of
+        if await self._notes.accept(of, delivery.execution) is Verdict.NEW:
             await self._notes.start(of)
             await self.carry_over(of)
 
@@ -225,9 +243,11 @@ class Executor:
         # One note in place of two for what need not wait, which most commands need not.
         in_time = deadline is None or loop.time() < deadline
         at_once = in_time and not self._older(delivery.of) and lane.reserve()
-        note = self._notes.accept_and_start if at_once else self._notes.accept
         try:
-            verdict = await note(delivery.of)
+            if at_once:
+                verdict = await self._notes.accept_and_start(delivery.of)
+            else:
+                verdict = await self._notes.accept(delivery.of, delivery.execution)
         except BaseException:
             if at_once:
                 self._free(lane)
@@ -321,7 +341,7 @@ class Executor:
             try:
                 run = self._begin(entry, ctx)
             except Exception as error:  # noqa: BLE001 - no thread is left: it must end all the same
-                outcome = failed("NOT_STARTED", f"its handler could not be started: {error}")
+                outcome = not_started(f"its handler could not be started: {error}")
             else:
                 outcome = await watch(run, entry.delivery.run_timeout, entry.stop)
             relay.close()

@@ -12,9 +12,9 @@ from typing import TypeVar
 from neuron_sdk.context import Progress
 from neuron_sdk.convert import accepted_update, finish_update, progress_update
 from neuron_sdk.offload import offload
-from neuron_sdk.outcome import CommandOutcome, failed
+from neuron_sdk.outcome import CommandOutcome, failed, not_started
 from neuron_sdk.payload import is_small
-from neuron_sdk.spool import Attempt, Spool, Verdict
+from neuron_sdk.spool import Attempt, Execution, Spool, Verdict
 
 T = TypeVar("T")
 
@@ -25,9 +25,9 @@ class Journal:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
 
-    async def accept(self, of: Attempt) -> Verdict:
+    async def accept(self, of: Attempt, execution: Execution) -> Verdict:
         """Note that an attempt will run, unless it is known; returns when it is on disk."""
-        return await _done(self._spool.accept(of, accepted_update(of)))
+        return await _done(self._spool.accept(of, accepted_update(of), execution))
 
     async def accept_and_start(self, of: Attempt) -> Verdict:
         """Note that an attempt runs at once, unless it is known. Its handler must not start before
@@ -73,6 +73,11 @@ def interrupted_update(of: Attempt) -> bytes:
     return finish_update(
         of, failed("INTERRUPTED", "the neuron's process ended while the command was running")
     )
+
+
+def not_started_update(of: Attempt) -> bytes:
+    """The finish of an attempt that its process did not start, and that never comes again."""
+    return finish_update(of, not_started("the neuron's process ended before it started"))
 
 
 def refused_update(detail: str, of: Attempt) -> bytes:

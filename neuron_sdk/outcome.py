@@ -29,7 +29,7 @@ class FinalState(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     """The handler returned."""
     FAILED = "FAILED"
-    """It raised, it was interrupted, or its answer cannot be sent."""
+    """It raised, it was interrupted, it could not be started, or its answer cannot be sent."""
     REJECTED = "REJECTED"
     """It was not run: an unknown type, bad data, or too late."""
     CANCELLED = "CANCELLED"
@@ -86,6 +86,11 @@ def rejected(code: str, message: str, details: Mapping[str, Any] | None = None) 
 def failed(code: str, message: str) -> CommandOutcome:
     """The outcome of a command that ended badly."""
     return CommandOutcome(FinalState.FAILED, error=fault(code, message))
+
+
+def not_started(message: str) -> CommandOutcome:
+    """The outcome of a command that was to run and did not."""
+    return failed("NOT_STARTED", message)
 
 
 def from_answer(value: Any) -> CommandOutcome:

@@ -25,7 +25,7 @@ from neuron_sdk.errors import CommandFailed
 from neuron_sdk.executor import Executor
 from neuron_sdk.health import HealthReport
 from neuron_sdk.intervals import Intervals
-from neuron_sdk.journal import Journal, interrupted_update
+from neuron_sdk.journal import Journal, interrupted_update, not_started_update
 from neuron_sdk.link import Connection, LinkParts
 from neuron_sdk.logs import get_logger
 from neuron_sdk.mode import Mode
@@ -119,6 +119,7 @@ class Runtime:
             state.spool,
             max_bytes=self._parts.settings.spool_max_bytes,
             interrupted=interrupted_update,
+            not_started=not_started_update,
         )
 
     # ---- what others ask, in any thread

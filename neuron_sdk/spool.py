@@ -21,9 +21,24 @@ from typing import Any, Generic, TypeVar
 
 from neuron_sdk.errors import ConfigError
 from neuron_sdk.logs import get_logger
-from neuron_sdk.spool_store import Attempt, MessageKind, SpooledMessage, SpoolStore, Verdict
+from neuron_sdk.spool_store import (
+    Attempt,
+    Execution,
+    MessageKind,
+    SpooledMessage,
+    SpoolStore,
+    Verdict,
+)
 
-__all__ = ["Attempt", "MessageKind", "Spool", "SpoolState", "SpooledMessage", "Verdict"]
+__all__ = [
+    "Attempt",
+    "Execution",
+    "MessageKind",
+    "Spool",
+    "SpoolState",
+    "SpooledMessage",
+    "Verdict",
+]
 
 _MAX_BATCH = 256
 _DISK_RETRY_S = 15.0
@@ -82,6 +97,7 @@ class Spool:
         *,
         max_bytes: int,
         interrupted: Callable[[Attempt], bytes],
+        not_started: Callable[[Attempt], bytes],
         now: Callable[[], float] = time.time,
     ) -> None:
         """Open or make the file, and end what an earlier process left unfinished.
@@ -90,6 +106,8 @@ class Spool:
             path: the SQLite file; its folder exists.
             max_bytes: beyond it the oldest reports are dropped.
             interrupted: makes the finish of an attempt that died with an earlier process.
+            not_started: makes the finish of an attempt that an earlier process did not start, and
+                that nobody delivers again.
             now: seconds since 1970.
 
         Raises:
@@ -99,6 +117,7 @@ class Spool:
         self._marker = path.with_suffix(".durable")
         self._max_bytes = max_bytes
         self._interrupted = interrupted
+        self._not_started = not_started
         self._now = now
         self._in_memory = False
         self._retry_at = 0.0
@@ -125,9 +144,11 @@ class Spool:
         """Append an analytics report."""
         return self._submit(lambda store: store.append(MessageKind.REPORT, payload))
 
-    def accept(self, of: Attempt, accepted: bytes) -> Future[Verdict]:
+    def accept(
+        self, of: Attempt, accepted: bytes, execution: Execution = Execution.AT_LEAST_ONCE
+    ) -> Future[Verdict]:
         """Note a delivery that will run, unless it is known."""
-        return self._submit(lambda store: store.accept(of, accepted, self._now()))
+        return self._submit(lambda store: store.accept(of, accepted, self._now(), execution))
 
     def accept_and_start(self, of: Attempt, accepted: bytes, progress: bytes) -> Future[Verdict]:
         """Note a delivery whose handler starts as soon as this is done, unless it is known."""
@@ -307,7 +328,7 @@ class Spool:
         try:
             store = self._open_disk()
             store.connection.execute("BEGIN")
-            count = store.recover(self._interrupted, self._now())
+            count = store.recover(self._interrupted, self._not_started, self._now())
             store.connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, sqlite3.DatabaseError) and _is_full(error):

@@ -69,6 +69,17 @@ class _Step(IntEnum):
     FINISHED = 3
     CARRIED_OVER = 4
     """It ends in the next process of this neuron: a restart."""
+    ACCEPTED_ONCE = 5
+    """Accepted, and AT_MOST_ONCE. A step and no column, so that the format stays as it is."""
+
+
+class Execution(StrEnum):
+    """What is done with a command whose fate is unknown."""
+
+    AT_LEAST_ONCE = "AT_LEAST_ONCE"
+    """It is delivered again."""
+    AT_MOST_ONCE = "AT_MOST_ONCE"
+    """It is never delivered again."""
 
 
 class Verdict(StrEnum):
@@ -279,11 +290,18 @@ class SpoolStore:
 
     # ---- the journal
 
-    def accept(self, of: Attempt, accepted: bytes, now: float) -> Verdict:
+    def accept(
+        self,
+        of: Attempt,
+        accepted: bytes,
+        now: float,
+        execution: Execution = Execution.AT_LEAST_ONCE,
+    ) -> Verdict:
         """Note an attempt that will run, and append its `accepted`."""
         verdict = self._look_up(of)
         if verdict is Verdict.NEW:
-            self._note(of, now)
+            once = execution is Execution.AT_MOST_ONCE
+            self._note(of, _Step.ACCEPTED_ONCE if once else _Step.ACCEPTED, now)
             self.append(MessageKind.ACCEPTED, accepted, of)
         return verdict
 
@@ -300,7 +318,7 @@ class SpoolStore:
         """Note an attempt that will not run, and append its finish."""
         verdict = self._look_up(of)
         if verdict is Verdict.NEW:
-            self._note(of, now)
+            self._note(of, _Step.ACCEPTED, now)
             self.finish(of, finish, now)
         return verdict
 
@@ -355,21 +373,29 @@ class SpoolStore:
         )
         return [Attempt(command_id, attempt) for command_id, attempt in rows.fetchall()]
 
-    def recover(self, interrupted: Callable[[Attempt], bytes], now: float) -> int:
-        """End what an earlier process started and did not finish; forget what it did not start,
-        so that a redelivery runs it. To be called before anything is accepted.
+    def recover(
+        self,
+        interrupted: Callable[[Attempt], bytes],
+        not_started: Callable[[Attempt], bytes],
+        now: float,
+    ) -> int:
+        """End what an earlier process started and did not finish, and what it did not start and
+        nobody delivers again; forget the rest of what it did not start, so that a redelivery runs
+        it. To be called before anything is accepted.
 
         Returns:
-            How many attempts were interrupted.
+            How many attempts it ended.
         """
         self.connection.execute("DELETE FROM journal WHERE step = ?", (_Step.ACCEPTED,))
         rows = self.connection.execute(
-            "SELECT command_id, attempt FROM journal WHERE step = ? ORDER BY change_time",
-            (_Step.STARTED,),
+            "SELECT command_id, attempt, step FROM journal WHERE step IN (?, ?) "
+            "ORDER BY change_time",
+            (_Step.STARTED, _Step.ACCEPTED_ONCE),
         ).fetchall()
-        for command_id, attempt in rows:
+        for command_id, attempt, step in rows:
             of = Attempt(command_id, attempt)
-            self.finish(of, interrupted(of), now)
+            make = interrupted if step == _Step.STARTED else not_started
+            self.finish(of, make(of), now)
         self.prune(now)
         return len(rows)
 
@@ -422,8 +448,8 @@ class SpoolStore:
             )
         return Verdict.FINISHED
 
-    def _note(self, of: Attempt, now: float) -> None:
+    def _note(self, of: Attempt, step: _Step, now: float) -> None:
         self.connection.execute(
             "INSERT INTO journal VALUES (?, ?, ?, NULL, NULL, ?)",
-            (of.command_id, of.attempt, _Step.ACCEPTED, now),
+            (of.command_id, of.attempt, step, now),
         )

@@ -23,7 +23,7 @@ from neuron_sdk.fake_federation import FakeFederation, FakeNeuron
 from neuron_sdk.neuron import Neuron
 from neuron_sdk.outcome import CommandFault, CommandOutcome, FinalState
 from neuron_sdk.payload import MAX_DETAILS_BYTES, MAX_DETAILS_DEPTH, plain_object
-from neuron_sdk.spool_store import Attempt, Verdict
+from neuron_sdk.spool_store import Attempt, Execution, Verdict
 
 __all__ = [
     "CommandFault",
@@ -124,14 +124,14 @@ class _Notes:
         self._on_progress = on_progress
         self._accepted = False
 
-    async def accept(self, of: Attempt) -> Verdict:
+    async def accept(self, of: Attempt, execution: Execution) -> Verdict:
+        return await self.accept_and_start(of)
+
+    async def accept_and_start(self, of: Attempt) -> Verdict:
         if self.outcome.done():
             return Verdict.FINISHED
         self._accepted = True
         return Verdict.NEW
-
-    async def accept_and_start(self, of: Attempt) -> Verdict:
-        return await self.accept(of)
 
     async def reject(self, of: Attempt, outcome: CommandOutcome) -> Verdict:
         if self._accepted:

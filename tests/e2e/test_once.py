@@ -320,6 +320,28 @@ async def test_a_run_that_was_killed_is_answered_for_by_the_next_one(
     assert killed.lines("runs") == [f"{running} 1"]
 
 
+async def test_what_a_killed_run_had_not_started_fails_if_it_is_never_sent_twice(
+    cron: Made, served: Served
+) -> None:
+    paused = await known(cron, "paused", ONCE_LEASE="18")
+    await issue(served, "paused", "hold")
+    pause = await issue(served, "paused", "pause")
+    paused.process.start()
+    await reached(served, pause, *FINAL)
+    wanted = spec("paused", "add", a=1)
+    wanted.execution = command_pb2.EXECUTION_AT_MOST_ONCE
+    issued = await served.command.IssueCommand(
+        command_service_pb2.IssueCommandRequest(command=wanted), metadata=served.admin
+    )
+    command_id = issued.command.command_id
+    await reached(served, command_id, State.COMMAND_STATE_ACCEPTED)
+    paused.process.kill()
+    paused.release()
+    await paused.succeeds()
+    ended = await command(served, command_id)
+    assert (ended.state, ended.error.code) == (State.COMMAND_STATE_FAILED, "NOT_STARTED")
+
+
 @pytest.mark.parametrize("killed", [False, True])
 async def test_what_ended_while_the_federation_was_away_is_reported_once_by_the_next_run(
     database: EmbeddedPostgres, killed: bool

@@ -15,7 +15,7 @@ from neuron_sdk import CommandContext, Neuron
 from neuron_sdk.context import Progress
 from neuron_sdk.delivery import Delivery
 from neuron_sdk.executor import Executor
-from neuron_sdk.spool import Attempt, Verdict
+from neuron_sdk.spool import Attempt, Execution, Verdict
 from neuron_sdk.testing import CommandOutcome, FinalState
 from tests.support.sdk_neuron import Bench, N, be_quick, code
 from tests.support.waiting import eventually, eventually_sync
@@ -100,7 +100,7 @@ class Noted:
         self.outcomes: list[CommandOutcome] = []
         self.accepted = 0
 
-    async def accept(self, of: Attempt) -> Verdict:
+    async def accept(self, of: Attempt, execution: Execution) -> Verdict:
         self.accepted += 1
         return Verdict.NEW
 

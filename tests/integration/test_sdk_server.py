@@ -17,10 +17,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from pydantic import BaseModel, Field
 
-from federation.v1 import command_service_pb2
+from federation.v1 import command_pb2, command_service_pb2, heartbeat_pb2
 from neuron_sdk import CommandContext, Neuron, NeuronConfig
 from tests.support.calls import FINAL, State, command, issue, online, reached, shown, spec
-from tests.support.federation import Federation, running
+from tests.support.federation import Federation, Served, running
 from tests.support.sdk_neuron import N, Processes, be_quick
 from tests.support.servers import refusal
 from tests.support.waiting import eventually
@@ -179,9 +179,29 @@ def _taking(hint: Any) -> Callable[[Any], None]:
     return handler
 
 
+async def issue_once(served: Served, kind: str) -> str:
+    """Issues a command that is never sent twice."""
+    wanted = spec(N, kind)
+    wanted.execution = command_pb2.EXECUTION_AT_MOST_ONCE
+    answer = await served.command.IssueCommand(
+        command_service_pb2.IssueCommandRequest(command=wanted), metadata=served.admin
+    )
+    return answer.command.command_id
+
+
+async def _is_stopping(served: Served) -> bool:
+    beat = (await shown(served, N)).last_heartbeat
+    return beat.activity == heartbeat_pb2.ACTIVITY_STOPPING
+
+
 SERVICE = """
     from neuron_sdk import Neuron
     neuron = Neuron("n-1", type="worker")
+
+    @neuron.command()
+    def task() -> None:
+        open("ran", "a").write("r")
+
     neuron.on_start(lambda: open("starts", "a").write("s") and None)
     neuron.run()
 """
@@ -212,3 +232,55 @@ async def test_a_restart_is_running_until_the_new_process_is_back(
     stop = await issue(federation, N, "stop")
     assert (await reached(federation, stop, *FINAL)).state == State.COMMAND_STATE_SUCCEEDED
     await eventually(lambda: process.poll() == 0, within=20, describe="the process's end")
+
+
+async def test_what_a_dead_process_had_not_started_fails_if_it_is_never_sent_twice_and_else_runs(
+    federation: Federation, processes: Processes, tmp_path: Path
+) -> None:
+    token = await federation.enrollment_token()
+    process = processes.spawn("service.py", ENROLLMENT_TOKEN=token, HEARTBEAT_INTERVAL="1")
+    await online(federation, N)
+    await reached(federation, await issue(federation, N, "pause"), *FINAL)
+    once, again = await issue_once(federation, "task"), await issue(federation, N, "task")
+    for command_id in (once, again):
+        await reached(federation, command_id, State.COMMAND_STATE_ACCEPTED)
+    process.kill()
+    process.wait(10)
+    processes.spawn("service.py", HEARTBEAT_INTERVAL="1")
+    ended = await reached(federation, once, *FINAL)
+    assert (ended.state, ended.error.code) == (State.COMMAND_STATE_FAILED, "NOT_STARTED")
+    assert (await reached(federation, again, *FINAL)).state == State.COMMAND_STATE_SUCCEEDED
+    assert (tmp_path / "ran").read_text() == "r"
+
+
+async def test_what_a_neuron_that_stops_has_not_started_fails_at_once_if_it_is_never_sent_twice(
+    federation: Federation, neuron: Neuron
+) -> None:
+    neuron.command("task")(lambda: None)
+    await start(federation, neuron)
+    await reached(federation, await issue(federation, N, "pause"), *FINAL)
+    once, again = await issue_once(federation, "task"), await issue(federation, N, "task")
+    for command_id in (once, again):
+        await reached(federation, command_id, State.COMMAND_STATE_ACCEPTED)
+    await asyncio.to_thread(neuron.stop)
+    ended = await command(federation, once)
+    assert (ended.state, ended.error.code) == (State.COMMAND_STATE_FAILED, "NOT_STARTED")
+    assert (await command(federation, again)).state == State.COMMAND_STATE_ACCEPTED
+
+
+async def test_what_comes_too_late_to_a_neuron_that_stops_fails_if_it_is_never_sent_twice(
+    federation: Federation, neuron: Neuron
+) -> None:
+    release = threading.Event()
+    neuron.command("hold")(lambda: release.wait(30) and None)
+    neuron.command("task")(lambda: None)
+    await start(federation, neuron)
+    held = await issue(federation, N, "hold")
+    await reached(federation, held, State.COMMAND_STATE_RUNNING)
+    stopping = asyncio.create_task(asyncio.to_thread(neuron.stop))
+    await eventually(lambda: _is_stopping(federation), within=20, describe="STOPPING")
+    once = await issue_once(federation, "task")
+    ended = await reached(federation, once, *FINAL)
+    release.set()
+    await stopping
+    assert (ended.state, ended.error.code) == (State.COMMAND_STATE_FAILED, "NOT_STARTED")

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from neuron_sdk import ConfigError
-from neuron_sdk.spool import Attempt, MessageKind, Spool, SpooledMessage, Verdict
+from neuron_sdk.spool import Attempt, Execution, MessageKind, Spool, SpooledMessage, Verdict
 from neuron_sdk.spool_store import MAX_JOURNAL_AGE_S, SEQUENCE_LEAP, SpoolStore
 from tests.support.waiting import eventually_sync
 
@@ -32,6 +32,10 @@ def interrupted(of: Attempt) -> bytes:
     return b"interrupted " + of.command_id.encode()
 
 
+def not_started(of: Attempt) -> bytes:
+    return b"not started " + of.command_id.encode()
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "spool.sqlite3"
@@ -42,7 +46,9 @@ def make(path: Path) -> Iterator[Callable[..., Spool]]:
     made: list[Spool] = []
 
     def open_one(max_bytes: int = 64 * MIB, now: Callable[[], float] = lambda: 1e9) -> Spool:
-        spool = Spool(path, max_bytes=max_bytes, interrupted=interrupted, now=now)
+        spool = Spool(
+            path, max_bytes=max_bytes, interrupted=interrupted, not_started=not_started, now=now
+        )
         made.append(spool)
         return spool
 
@@ -174,6 +180,31 @@ def test_what_a_dead_process_had_started_is_interrupted(make: Callable[..., Spoo
     assert payloads(again)[-1] == b"interrupted a"
     assert done(again.accept(A, b"accepted")) is Verdict.FINISHED
     assert done(again.accept(B, b"again")) is Verdict.NEW, "it had not started: it may run"
+
+
+def test_what_a_dead_process_had_not_started_ends_if_it_never_comes_again(
+    make: Callable[..., Spool],
+) -> None:
+    spool = make()
+    done(spool.accept(A, b"accepted", Execution.AT_MOST_ONCE))
+    done(spool.accept(B, b"accepted", Execution.AT_LEAST_ONCE))
+    spool.close()
+    again = make()
+    assert payloads(again) == [b"accepted", b"accepted", b"not started a"]
+    assert again.state.next_sequence == 4, "what it sends first says so"
+    assert done(again.accept(A, b"accepted", Execution.AT_MOST_ONCE)) is Verdict.FINISHED
+    assert done(again.accept(B, b"again", Execution.AT_LEAST_ONCE)) is Verdict.NEW
+    again.close()
+    assert payloads(make()).count(b"not started a") == 1, "it ends once"
+
+
+def test_what_never_comes_again_and_was_started_is_interrupted(make: Callable[..., Spool]) -> None:
+    spool = make()
+    done(spool.accept(A, b"accepted", Execution.AT_MOST_ONCE))
+    done(spool.start(A, b"started"))
+    done(spool.accept_and_start(B, b"accepted", b"started"))
+    spool.close()
+    assert payloads(make())[-2:] == [b"interrupted a", b"interrupted b"]
 
 
 def test_unseen_progress_is_replaced_by_newer_progress(make: Callable[..., Spool]) -> None:
@@ -322,7 +353,12 @@ def test_a_file_that_breaks_while_it_is_open_is_set_aside(
 def test_an_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="STATE_DIR"):
-        Spool(tmp_path / "file" / "spool.sqlite3", max_bytes=MIB, interrupted=interrupted)
+        Spool(
+            tmp_path / "file" / "spool.sqlite3",
+            max_bytes=MIB,
+            interrupted=interrupted,
+            not_started=not_started,
+        )
 
 
 @pytest.fixture
