@@ -8,19 +8,18 @@ import structlog
 
 from federation.v1 import session_service_pb2 as pb
 from federation_server.domain.access import NeuronIdentity
-from federation_server.domain.neuron import Lifecycle
 from federation_server.live.dispatcher import cancel, delivery
 from federation_server.live.notifier import hint_end
 from federation_server.live.session import SessionEnd
 from federation_server.rpc import convert_stream, errors
 from federation_server.rpc.convert import optional_span, to_timestamp
 from federation_server.rpc.receipt import Receipt
+from federation_server.rpc.standing import turned_away
 from federation_server.rpc.stream import StreamParts
 from federation_server.store.database import driver
 from federation_server.store.ingest import DurableItem
 from federation_server.store.ledger import dispatch, leases
 from federation_server.store.ledger.changes import is_command_id
-from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)
 
@@ -49,10 +48,7 @@ async def pull(
             optional_span(request, "lease_duration") or DEFAULT_LEASE,
         )
         if lease is None:
-            standing = await find_standing(connection, neuron_id)
-            if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
-                raise errors.neuron_deactivated(neuron_id)
-            raise errors.credential_invalid()
+            raise await turned_away(connection, identity)
         if lease.previous_server_id is not None:
             await hint_end(
                 connection,
@@ -99,7 +95,7 @@ async def report(
         errors.Refused: another session began since, or it was not stored in time.
     """
     neuron_id, epoch = identity.neuron_id, request.epoch
-    receipt = Receipt(fenced=errors.session_superseded(neuron_id))
+    receipt = Receipt(parts.database, identity, fenced=errors.session_superseded(neuron_id))
     update = convert_stream.command_update(request.update)
     item = DurableItem(neuron_id, epoch, request.spool_id, request.sequence, update)
     parts.writer.durable(receipt, item, request.ByteSize())

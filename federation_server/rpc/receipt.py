@@ -5,22 +5,33 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 
+from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.violation import Violation
 from federation_server.rpc import errors
 from federation_server.rpc.errors import Refused
+from federation_server.rpc.standing import turned_away
+from federation_server.store.database import Database
 
 STORE_TIMEOUT_S = 10.0
 """How long a call waits."""
 
 
+class _Fenced(Exception):
+    """The message came too late."""
+
+
 class Receipt:
     """The sender of a message without a stream: a call that waits until it is stored."""
 
-    def __init__(self, *, fenced: Refused | None = None) -> None:
-        """Nothing is known yet. `fenced` is what the call is told if its session is over; without
-        a session, that its neuron is no more.
+    def __init__(
+        self, database: Database, identity: NeuronIdentity, *, fenced: Refused | None = None
+    ) -> None:
+        """Nothing is known yet. `fenced` is what the call is told if its session is over, and its
+        neuron stands as it did when it called.
         """
-        self._fenced = fenced or errors.credential_invalid()
+        self._database = database
+        self._identity = identity
+        self._otherwise = fenced
         self._stored: asyncio.Future[tuple[int, datetime]] = asyncio.Future()
 
     def stored(self, mark: int, time: datetime) -> None:
@@ -29,9 +40,9 @@ class Receipt:
             self._stored.set_result((mark, time))
 
     def fenced(self) -> None:
-        """The session is over, or the neuron has been deleted, since it called."""
+        """The session is over, or the neuron was deactivated or deleted, since it called."""
         if not self._stored.done():
-            self._stored.set_exception(self._fenced)
+            self._stored.set_exception(_Fenced())
 
     def refused(self, sequence: int, message: str) -> None:
         """The database would not take the message."""
@@ -50,3 +61,7 @@ class Receipt:
                 return await self._stored
         except TimeoutError:
             raise errors.database_unavailable() from None
+        except _Fenced:
+            async with self._database.begin() as connection:
+                refused = await turned_away(connection, self._identity, self._otherwise)
+            raise refused from None

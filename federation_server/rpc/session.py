@@ -63,10 +63,10 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
     ) -> pb.SendHeartbeatResponse:
         """See the contract."""
         limits.check(request)
-        neuron_id = auth.current_neuron().neuron_id
+        identity = auth.current_neuron()
         beat = convert_stream.heartbeat(request.heartbeat)
-        receipt = Receipt()
-        item = HeartbeatItem(neuron_id, 0, request.instance_id, beat)
+        receipt = Receipt(self._parts.database, identity)
+        item = HeartbeatItem(identity.neuron_id, 0, request.instance_id, beat)
         self._parts.writer.heartbeat(receipt, item)
         self._parts.writer.hurry()
         _, time = await receipt.wait()
@@ -81,10 +81,10 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
     ) -> pb.ReportAnalyticsResponse:
         """See the contract."""
         limits.check(request)
-        neuron_id = auth.current_neuron().neuron_id
+        identity = auth.current_neuron()
         report = convert_stream.report(request.report, from_timestamp(request.send_time))
-        receipt = Receipt()
-        item = DurableItem(neuron_id, 0, request.spool_id, request.sequence, report)
+        receipt = Receipt(self._parts.database, identity)
+        item = DurableItem(identity.neuron_id, 0, request.spool_id, request.sequence, report)
         self._parts.writer.durable(receipt, item, request.ByteSize())
         mark, _ = await receipt.wait()
         return pb.ReportAnalyticsResponse(ack_sequence=mark)

@@ -22,7 +22,7 @@ import structlog
 
 from federation.v1 import session_service_pb2 as pb
 from federation_server.domain.access import NeuronIdentity
-from federation_server.domain.neuron import Lifecycle, Presence
+from federation_server.domain.neuron import Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
@@ -32,11 +32,11 @@ from federation_server.live.writer import Writer
 from federation_server.rpc import convert_stream, errors, limits
 from federation_server.rpc.convert import from_timestamp, to_timestamp
 from federation_server.rpc.limit_values import MAX_INTEGER
+from federation_server.rpc.standing import turned_away
 from federation_server.store import sessions as store
 from federation_server.store.database import Database
 from federation_server.store.ingest import ClosedItem, DurableItem, DurablePayload, HeartbeatItem
 from federation_server.store.ledger.changes import ChangedCommand, is_command_id
-from federation_server.store.registration import find_standing
 
 log = structlog.get_logger(__name__)
 
@@ -160,10 +160,7 @@ class NeuronStream:
         async with parts.database.begin() as connection:
             opened = await store.open_session(connection, new)
             if opened is None:
-                standing = await find_standing(connection, identity.neuron_id)
-                if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
-                    raise errors.neuron_deactivated(identity.neuron_id)
-                raise errors.credential_invalid()
+                raise await turned_away(connection, identity)
             if opened.previous_server_id not in {None, parts.server_id}:
                 await hint_end(
                     connection,

@@ -7,16 +7,38 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from federation.v1 import command_pb2, command_service_pb2, fleet_service_pb2
+from federation.v1 import (
+    command_pb2,
+    command_service_pb2,
+    fleet_service_pb2,
+    heartbeat_pb2,
+    neuron_pb2,
+    report_pb2,
+)
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.command_service_pb2 import CommandSpec
+from federation.v1.errors_pb2 import ErrorReason
+from federation_server.domain.access import NeuronIdentity
+from federation_server.live.session import Settings as SessionSettings
+from federation_server.rpc import auth, errors
+from federation_server.rpc.registration import Registration
+from federation_server.rpc.session import SessionServicer
+from federation_server.rpc.stream import StreamParts
+from federation_server.rpc.tokens import Tokens
 from tests.support.calls import FINAL, State, command, reached
 from tests.support.federation import BareNeuron, Federation, running
 from tests.support.servers import refusal
 
+REPORT = report_pb2.AnalyticsReport(
+    start_time=Timestamp(seconds=1),
+    end_time=Timestamp(seconds=2),
+    points=[report_pb2.MetricPoint(name="rows", counter=1)],
+)
 ONCE = command_pb2.EXECUTION_AT_MOST_ONCE
 
 
@@ -241,3 +263,82 @@ async def test_a_deactivated_neuron_pulls_nothing(federation: Federation) -> Non
     )
     _, reason, _ = await refusal(puller.pull())
     assert reason == "NEURON_DEACTIVATED"
+
+
+@pytest.mark.parametrize(
+    ("call", "fate", "reason"),
+    [
+        ("SendHeartbeat", "deactivated", "NEURON_DEACTIVATED"),
+        ("SendHeartbeat", "deleted", "CREDENTIAL_INVALID"),
+        ("ReportAnalytics", "deactivated", "NEURON_DEACTIVATED"),
+        ("ReportAnalytics", "deleted", "CREDENTIAL_INVALID"),
+        ("ReportCommand", "deactivated", "NEURON_DEACTIVATED"),
+        ("ReportCommand", "deleted", "CREDENTIAL_INVALID"),
+        ("ReportCommand", "enrolled anew", "CREDENTIAL_INVALID"),
+    ],
+)
+async def test_a_neuron_hears_what_became_of_it_in_the_middle_of_a_call(
+    federation: Federation, call: str, fate: str, reason: str
+) -> None:
+    token = await federation.register("n")
+    puller = Puller(federation, token)
+    await issued(federation)
+    delivery = await puller.one()
+    tokens = await Tokens.load(federation.app.database, ttl=timedelta(hours=1))
+    let_in = tokens.verify(token)
+    match fate:
+        case "deactivated":
+            await federation.fleet.DeactivateNeuron(
+                fleet_service_pb2.DeactivateNeuronRequest(neuron_id="n"), metadata=federation.admin
+            )
+        case "deleted":
+            await federation.fleet.DeleteNeuron(
+                fleet_service_pb2.DeleteNeuronRequest(neuron_id="n", force=True),
+                metadata=federation.admin,
+            )
+        case _:
+            anew = await federation.enrollment_token(allow_reenrollment=True)
+            description = neuron_pb2.NeuronDescription(neuron_id="n", type="worker")
+            await federation.session.Register(
+                pb.RegisterRequest(description=description, enrollment_token=anew)
+            )
+    requests = {
+        "SendHeartbeat": pb.SendHeartbeatRequest(
+            heartbeat=heartbeat_pb2.Heartbeat(), instance_id="p-1"
+        ),
+        "ReportAnalytics": pb.ReportAnalyticsRequest(
+            spool_id="p-1", sequence=1, send_time=Timestamp(seconds=3), report=REPORT
+        ),
+        "ReportCommand": pb.ReportCommandRequest(
+            epoch=puller.epoch,
+            spool_id="p-1",
+            sequence=1,
+            update=pb.CommandUpdate(
+                command_id=delivery.command_id, attempt=1, accepted=pb.CommandAccepted()
+            ),
+        ),
+    }
+    with pytest.raises(errors.Refused) as refused:
+        await beyond_the_gate(federation, let_in, call, requests[call])
+    assert ErrorReason.Name(refused.value.reason) == f"ERROR_REASON_{reason}"
+
+
+async def beyond_the_gate(
+    federation: Federation, let_in: NeuronIdentity, call: str, request: Any
+) -> None:
+    """Serves a call whose token was good when it was looked at."""
+    app = federation.app
+    tokens = await Tokens.load(app.database, ttl=timedelta(hours=1))
+    parts = StreamParts(
+        database=app.database,
+        writer=app.writer,
+        sessions=app.sessions,
+        dispatcher=app.dispatcher,
+        metrics=app.metrics,
+        settings=SessionSettings(timedelta(seconds=30), timedelta(seconds=30)),
+        server_id=app.server_id,
+        server_version="1",
+        changed=lambda changes: None,
+    )
+    auth._principal.set(let_in)
+    await getattr(SessionServicer(Registration(app.database, tokens), parts), call)(request, None)

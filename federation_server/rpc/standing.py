@@ -1,0 +1,25 @@
+"""Why a neuron may not go on that its token has let in: what became of it in the meantime."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from federation_server.domain.access import NeuronIdentity
+from federation_server.domain.neuron import Lifecycle
+from federation_server.rpc import errors
+from federation_server.rpc.errors import Refused
+from federation_server.store.registration import find_standing
+
+
+async def turned_away(
+    connection: AsyncConnection, identity: NeuronIdentity, otherwise: Refused | None = None
+) -> Refused:
+    """What to tell it: that it was deactivated or deleted, or its token revoked. `otherwise` is for
+    one that stands as its token says.
+    """
+    standing = await find_standing(connection, identity.neuron_id)
+    if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
+        return errors.neuron_deactivated(identity.neuron_id)
+    if standing is None or standing.generation != identity.generation or otherwise is None:
+        return errors.credential_invalid()
+    return otherwise
