@@ -239,7 +239,8 @@ def violations(schema: JsonObject, data: Any, path: str) -> list[Violation]:
         return [Violation(path, "takes too long to check against its command type's data_schema")]
     except (Unresolvable, re2.error):
         return [Violation(path, "cannot be checked: its command type's data_schema is not valid")]
-    return list(dict.fromkeys(v for error in errors for v in _explain(error, path)))
+    found = (violation for error in errors for violation in _explain(error, path))
+    return list(dict.fromkeys(islice(found, MAX_VIOLATIONS)))
 
 
 class _TooManySteps(Exception):
@@ -330,24 +331,71 @@ _Validator: Any = extend(  # type: ignore[no-untyped-call]
 
 
 def _explain(error: Any, path: str) -> Iterator[Violation]:
+    """What is wrong, in words. Of an anyOf or oneOf it is what its most likely branch finds."""
+    likely = _most_likely(error)
+    if likely:
+        for cause in likely:
+            yield from _explain(cause, path)
+        return
     where = path
     for part in error.absolute_path:
         where += f"[{part}]" if isinstance(part, int) else member(part)
-    match error.validator:
-        case "type":
-            types = error.validator_value
-            names = types if isinstance(types, str) else " or ".join(types)
-            text = f"must be of type {names}"
-        case "enum":
-            text = f"must be one of {json.dumps(error.validator_value, ensure_ascii=False)}"
-        case "const":
-            text = f"must be {json.dumps(error.validator_value, ensure_ascii=False)}"
-        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf":
-            text = f"breaks {error.validator} {error.validator_value}; it is {error.instance}"
-        case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
-            text = f"breaks {error.validator} {error.validator_value}; it has {len(error.instance)}"
-        case _:
-            text = error.message
+    text = _describe(error)
     if len(text) > _LONGEST_MESSAGE:
         text = text[: _LONGEST_MESSAGE - 1] + "…"
     yield Violation(where, text)
+
+
+def _most_likely(error: Any) -> list[Any]:
+    """The errors of the branch that the value was most likely meant for; none if this cannot be
+    said. A value of a type that a branch does not take was not meant for it, and one with another
+    constant (which tells alike objects apart) hardly.
+    """
+    taken = [branch for branch in _branches(error) if not _types_of_value(branch)]
+    if not taken:
+        return []
+    first, *others = sorted(taken, key=_misfit)
+    return [] if others and _misfit(others[0]) == _misfit(first) else first
+
+
+def _branches(error: Any) -> list[list[Any]]:
+    """What each branch of an anyOf or oneOf finds; nothing for any other error."""
+    found: dict[Any, list[Any]] = {}
+    if error.validator in {"anyOf", "oneOf"}:
+        for cause in error.context:
+            found.setdefault(cause.schema_path[0], []).append(cause)
+    return list(found.values())
+
+
+def _misfit(branch: list[Any]) -> tuple[int, int]:
+    return sum(cause.validator == "const" for cause in branch), len(branch)
+
+
+def _types_of_value(branch: list[Any]) -> list[str]:
+    """The types that a branch takes, if the value is of none of them."""
+    return [name for cause in branch if not cause.path for name in _types(cause)]
+
+
+def _types(error: Any) -> list[str]:
+    """The types that the value should be of, if it is of none of them."""
+    if error.validator == "type":
+        wanted = error.validator_value
+        return [wanted] if isinstance(wanted, str) else list(wanted)
+    of_branches = [_types_of_value(branch) for branch in _branches(error)]
+    return [name for names in of_branches for name in names] if all(of_branches) else []
+
+
+def _describe(error: Any) -> str:
+    if types := _types(error):
+        return f"must be of type {' or '.join(dict.fromkeys(types))}"
+    match error.validator:
+        case "enum":
+            return f"must be one of {json.dumps(error.validator_value, ensure_ascii=False)}"
+        case "const":
+            return f"must be {json.dumps(error.validator_value, ensure_ascii=False)}"
+        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf":
+            return f"breaks {error.validator} {error.validator_value}; it is {error.instance}"
+        case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
+            return f"breaks {error.validator} {error.validator_value}; it has {len(error.instance)}"
+        case _:
+            return str(error.message)

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
-from federation_server.domain.json_schema import schema_violations, violations
+from federation_server.domain.json_schema import MAX_VIOLATIONS, schema_violations, violations
 
 Schema = dict[str, Any]
 
@@ -201,6 +201,79 @@ def test_patterns_decide_which_properties_are_known() -> None:
         'command.data["x-a"]': "must be of type string",
         "command.data.b": "is not known",
     }
+
+
+POINT: Schema = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "tags": {"items": {"type": "string"}}},
+    "required": ["x"],
+}
+
+
+def kind(name: str, **properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": {"kind": {"const": name}, **properties},
+        "required": ["kind", *properties],
+    }
+
+
+TEXT, NUMBER = {"type": "string"}, {"type": "number"}
+
+
+@pytest.mark.parametrize("keyword", ["anyOf", "oneOf"])
+@pytest.mark.parametrize(
+    ("branches", "value", "expected"),
+    [
+        ([POINT, {"type": "null"}], {"x": "1"}, {".x": "must be of type integer"}),
+        ([{"type": "null"}, POINT], {}, {".x": "is required"}),
+        (
+            [POINT, {"type": "null"}],
+            {"x": "1", "tags": ["a", 1]},
+            {".x": "must be of type integer", ".tags[1]": "must be of type string"},
+        ),
+        ([{"$ref": "#/$defs/point"}, {"type": "null"}], {}, {".x": "is required"}),
+        (
+            [{"anyOf": [POINT, {"type": "array"}]}, {"type": "null"}],
+            {"x": 0.5},
+            {".x": "must be of type integer"},
+        ),
+        (
+            [{"type": "integer", "minimum": 1}, {"type": "null"}],
+            0,
+            {"": "breaks minimum 1; it is 0"},
+        ),
+        (
+            [kind("a", of=TEXT), kind("b", of=NUMBER)],
+            {"kind": "b", "of": "x"},
+            {".of": "must be of type number"},
+        ),
+    ],
+)
+def test_what_does_not_fit_the_likely_one_of_several_schemas_is_named_with_its_path(
+    keyword: str, branches: list[Schema], value: Any, expected: dict[str, str]
+) -> None:
+    schema = {"properties": {"at": {keyword: branches}}, "$defs": {"point": POINT}}
+    assert found(schema, {"at": value}) == {
+        f"command.data.at{path}": text for path, text in expected.items()
+    }
+
+
+def test_a_value_of_a_type_that_none_of_several_schemas_takes_is_told_all_types() -> None:
+    schema = {"anyOf": [POINT, {"oneOf": [TEXT, NUMBER]}, {"type": ["null", "number"]}]}
+    assert found(schema, []) == {
+        "command.data": "must be of type object or string or number or null"
+    }
+
+
+def test_no_field_is_blamed_where_two_schemas_are_as_likely() -> None:
+    schema = {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    assert list(found(schema, {})) == ["command.data"]
+
+
+def test_no_more_violations_are_named_than_the_bound_also_inside_a_choice() -> None:
+    schema = {"anyOf": [{"type": "array", "items": TEXT}, {"type": "null"}]}
+    assert len(violations(schema, [0] * 1000, "data")) == MAX_VIOLATIONS
 
 
 def test_a_description_is_short_whatever_the_data() -> None:
