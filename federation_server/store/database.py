@@ -51,6 +51,10 @@ SURE_FOR_S = 0.5
 
 PING_TIMEOUT_S = 2.0
 
+_PREPARE_THRESHOLD = None
+"""psycopg itself prepares nothing: after a ROLLBACK it would deallocate all that the connection has
+prepared, also by `store/pipeline.py`, which is the way of the hot statements."""
+
 _OPTIONS = " ".join(
     f"-c {setting}"
     for setting in (
@@ -111,6 +115,7 @@ class Database:
             json_deserializer=orjson.loads,
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_S,
+                "prepare_threshold": _PREPARE_THRESHOLD,
                 "application_name": "federation",
                 "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
             },
@@ -179,6 +184,7 @@ class Database:
             self.conninfo,
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_S,
+            prepare_threshold=_PREPARE_THRESHOLD,
             application_name=f"federation-{name}",
             options=_OPTIONS,
             # Dead peers are found by TCP within half a minute, not in two hours.

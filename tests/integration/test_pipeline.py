@@ -125,6 +125,25 @@ async def test_a_statement_that_cannot_be_prepared_says_why_each_time(
             await carry_out(connection, (b"SELECT * FROM nowhere",))
 
 
+async def test_what_is_prepared_outlives_a_call_that_psycopg_rolls_back(
+    database: Database,
+) -> None:
+    async def call(*, refused: bool) -> None:
+        async with database.begin() as pooled:
+            raw = await driver(pooled)
+            async with pipeline(raw) as send:
+                assert await send(ECHO, "one", 1) == [("one", 1)]
+            for _ in range(10):  # so often that psycopg, left to itself, prepares it too
+                await raw.execute(b"SELECT 2")
+            if refused:
+                raise LookupError
+
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            await call(refused=True)
+        await call(refused=False)
+
+
 async def test_an_error_of_the_block_rolls_back_and_is_raised(connection: Connection) -> None:
     async def fail() -> None:
         async with pipeline(connection, transaction=True) as send:
