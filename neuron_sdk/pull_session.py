@@ -234,7 +234,6 @@ class PullSession:
 
     async def _work(self, stub: SessionServiceAsyncStub) -> None:
         await self._beat(stub)
-        await self._renew(stub)
         while not self._executor.stopping:
             idle = not self._executor.busy
             told = await self._pull(stub)
@@ -252,10 +251,11 @@ class PullSession:
             now = self._loop.time()
             if now >= self._beat_at:
                 await self._beat(stub)
-            if due := now >= self._renew_at:
-                await self._renew(stub)
+            due = now >= self._renew_at
             if not self._executor.stopping and (ended or due or not self._executor.busy):
                 return
+            if due:
+                await self._renew(stub)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(self._renew_at, self._beat_at)):
                     await self._wake.wait()
@@ -273,6 +273,7 @@ class PullSession:
                 pb.RunningCommand(command_id=of.command_id, attempt=of.attempt) for of in named
             ],
             lease_duration=to_duration(LEASE_S),
+            epoch=self._epoch,
         )
         asked_at = self._loop.time()
         answer: pb.PullCommandsResponse = await self._call(stub, "PullCommands", request)
@@ -301,8 +302,7 @@ class PullSession:
     async def _renew(self, stub: SessionServiceAsyncStub) -> None:
         """Renew the lease by a report that was made before, which has no other effect.
 
-        A pull renews it too, but would take the session back from a process that began later;
-        this fails with SESSION_SUPERSEDED instead.
+        A pull renews it too, but takes more commands.
         """
         self._renew_at = self._loop.time() + LEASE_S / 3
         if self._reported is not None:

@@ -281,6 +281,7 @@ _SESSION: Mapping[type[Message], Fields] = {
             "running_commands": ManyNested(1000),
             "max_commands": Integer(0, 1000),
             "lease_duration": Span(1, HOUR_S),
+            "epoch": Integer(0),
         }
     ),
     session_service_pb2.ReportCommandRequest: Fields(

@@ -35,7 +35,7 @@ async def pull(
     """Begins or renews the session of a process, and gives it what waits for its neuron.
 
     Raises:
-        errors.Refused: the neuron may hold no session.
+        errors.Refused: the neuron may hold no session, or another one began since its epoch.
     """
     neuron_id = identity.neuron_id
     async with parts.database.begin() as connection:
@@ -46,9 +46,11 @@ async def pull(
             identity.generation,
             request.instance_id,
             optional_span(request, "lease_duration") or DEFAULT_LEASE,
+            epoch=request.epoch,
         )
         if lease is None:
-            raise await turned_away(connection, identity)
+            superseded = errors.session_superseded(neuron_id) if request.epoch else None
+            raise await turned_away(connection, identity, superseded)
         if lease.previous_server_id is not None:
             await hint_end(
                 connection,

@@ -187,6 +187,50 @@ async def test_of_two_processes_the_newer_holds_the_session_and_the_older_change
     assert await state(federation, command_id) == "SUCCEEDED"
 
 
+async def test_a_process_that_was_superseded_is_told_so_when_it_pulls_and_takes_nothing_back(
+    federation: Federation,
+) -> None:
+    token = await federation.register("n")
+    older, newer = Puller(federation, token, "old"), Puller(federation, token, "new")
+    await older.pull()
+    await older.pull(epoch=older.epoch)
+    assert older.epoch == 1
+    command_id = await issued(federation)
+    delivery = await newer.one()
+    code, reason, _ = await refusal(older.pull(epoch=older.epoch))
+    assert (code, reason) == (grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED")
+    await newer.finish(delivery)
+    assert await state(federation, command_id) == "SUCCEEDED"
+    assert (await newer.pull(epoch=newer.epoch)).epoch == 2
+    stream = BareNeuron(federation, token)
+    await stream.hello()
+    _, reason, _ = await refusal(newer.pull(epoch=newer.epoch))
+    assert reason == "SESSION_SUPERSEDED"
+    stream.call.cancel()
+
+
+async def test_a_process_that_names_no_epoch_takes_the_session_over(federation: Federation) -> None:
+    token = await federation.register("n")
+    older, newer = Puller(federation, token, "old"), Puller(federation, token, "new")
+    epochs = [(await each.pull()).epoch for each in (older, newer, older, older)]
+    assert epochs == [1, 2, 3, 3]
+
+
+async def test_a_process_whose_session_an_admin_ended_goes_on_once_it_may(
+    federation: Federation,
+) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    await puller.pull()
+    await federation.fleet.DeactivateNeuron(
+        fleet_service_pb2.DeactivateNeuronRequest(neuron_id="n"), metadata=federation.admin
+    )
+    await federation.fleet.ActivateNeuron(
+        fleet_service_pb2.ActivateNeuronRequest(neuron_id="n"), metadata=federation.admin
+    )
+    before = puller.epoch
+    assert (await puller.pull(epoch=before)).epoch > before
+
+
 async def test_a_pull_supersedes_a_stream_and_a_stream_a_pull(federation: Federation) -> None:
     token = await federation.register("n")
     stream = BareNeuron(federation, token)

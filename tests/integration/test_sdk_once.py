@@ -370,7 +370,36 @@ async def test_a_superseded_run_interrupts_what_runs_and_reports_it_in_the_next_
     assert bench.desk.ends == [("c-1", "FAILED", "INTERRUPTED")]
 
 
-async def test_a_lease_is_renewed_by_a_report_that_was_made_before(
+async def test_a_run_that_is_superseded_when_it_pulls_interrupts_what_runs_and_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull_session, "LEASE_S", 0.3)
+    neuron = bench.neuron()
+    seen: list[str] = []
+
+    @neuron.command()
+    async def hold(ctx: CommandContext) -> None:
+        bench.desk.objection = object_to_an_epoch
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append(ctx.cancel_reason or "")
+
+    def object_to_an_epoch(request: Any) -> Fault | None:
+        if isinstance(request, pb.PullCommandsRequest) and request.epoch:
+            return Fault(grpc.StatusCode.ABORTED, "SESSION_SUPERSEDED")
+        return None
+
+    bench.desk.give("hold")
+    assert "another process runs with the same NEURON_ID" in await bench.run(neuron)
+    assert seen == ["another process of this neuron has begun"]
+    assert [each.epoch for each in bench.desk.called("PullCommands")] == [0, 1]
+    bench.desk.objection = lambda _: None
+    assert await bench.run() == ""
+    assert bench.desk.called("PullCommands")[2].epoch == 0, "a new process begins"
+
+
+async def test_a_run_that_works_renews_its_lease_by_pulls_of_its_epoch(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pull_session, "LEASE_S", 0.3)
@@ -385,13 +414,8 @@ async def test_a_lease_is_renewed_by_a_report_that_was_made_before(
     desk.give("hold")
     assert await bench.run(neuron) == ""
     assert desk.ends == [("c-1", "SUCCEEDED", "")]
-    before = [
-        desk.calls[place - 1]
-        for place, (name, _) in enumerate(desk.calls)
-        if name == "PullCommands"
-    ]
-    assert [name for name, _ in before[1:5]] == ["ReportCommand"] * 4
-    assert len({request.sequence for _, request in before[1:5]}) == 1
+    epochs = [each.epoch for each in desk.called("PullCommands")]
+    assert epochs == [0] + [1] * (len(epochs) - 1)
     assert len(desk.updates) == 3
 
 

@@ -88,6 +88,7 @@ class Ledger(RuleBasedStateMachine):
         self.model = Model(NEURONS)
         self.neurons = {neuron_id: Neuron(neuron_id) for neuron_id in NEURONS}
         self.doubtful: set[tuple[str, int]] = set()
+        self.known_epochs: dict[str, int] = {}
         self.handed_out: Counter[str] = Counter()
         self.given_in: set[tuple[str, int, str]] = set()
         self.seen: dict[str, Stored] = {}
@@ -214,17 +215,27 @@ class Ledger(RuleBasedStateMachine):
             self.model.close_session(neuron_id, offline=how == "goodbye")
 
     @precondition(lambda self: any(each.neuron_id == PULLS for each in self.open_orders()))
-    @rule(process=st.sampled_from("aab"), most=st.integers(1, 3), number=which)
-    def pull(self, process: str, most: int, number: int) -> None:
+    @rule(
+        process=st.sampled_from("aab"),
+        most=st.integers(1, 3),
+        number=which,
+        begins=st.booleans(),
+    )
+    def pull(self, process: str, most: int, number: int, *, begins: bool = True) -> None:
         neuron_id = PULLS
         neuron = self.neurons[neuron_id]
         running = neuron.given[: number % (len(neuron.given) + 1)]
-        epoch, given, told = self.do(self.store.pull(neuron_id, process, running, most))
-        self.model.open_lease(neuron_id, process)
+        known = 0 if begins else self.known_epochs.get(process, 0)
+        answer = self.do(self.store.pull(neuron_id, process, known, running, most))
+        assert (answer is not None) == self.model.open_lease(neuron_id, process, known)
+        if answer is None:
+            return
+        epoch, given, told = answer
         expected = self.model.pull(neuron_id, running, most)
         assert (given, set(told)) == (expected[0], set(expected[1]))
         assert epoch == self.model.stations[neuron_id].epoch
         if number % 4:  # else the answer is lost on its way
+            self.known_epochs[process] = epoch
             self.receive(neuron_id, epoch, given, told)
 
     # ---- to the neurons

@@ -207,13 +207,18 @@ class Model:
         station.open = False
         station.offline_since = self.now if offline else None
 
-    def open_lease(self, neuron_id: str, process: str) -> None:
-        """A process calls for work: it begins a session, or goes on with its own."""
+    def open_lease(self, neuron_id: str, process: str, known_epoch: int) -> bool:
+        """A process calls for work: it begins a session, or goes on with its own. False if another
+        one began since the epoch that it knows; it knows none when it begins.
+        """
         station = self.stations[neuron_id]
         if station.open or station.process != process:
+            if 0 < known_epoch <= station.epoch:
+                return False
             station.epoch += 1
         station.open, station.process = False, process
         station.lease_until = self.now + LEASE_S
+        return True
 
     def _take_over(self, station: Station, running: Collection[AttemptId]) -> set[AttemptId]:
         known = {

@@ -184,14 +184,19 @@ class LedgerStore:
         await self._ingest([], [ClosedItem(neuron_id, epoch, presence, "")])
 
     async def pull(
-        self, neuron_id: str, process: str, running: Sequence[AttemptId], most: int
-    ) -> tuple[int, list[AttemptId], list[AttemptId]]:
-        """The epoch of the process's session, what it is to carry out, and what to give up."""
+        self, neuron_id: str, process: str, epoch: int, running: Sequence[AttemptId], most: int
+    ) -> tuple[int, list[AttemptId], list[AttemptId]] | None:
+        """The epoch of the process's session, what it is to carry out, and what to give up. None
+        if it is superseded.
+        """
         lease_duration = timedelta(seconds=model.LEASE_S)
         async with self._database.begin() as connection:
             raw = await driver(connection)
-            lease = await leases.open_lease(raw, neuron_id, GENERATION, process, lease_duration)
-            assert lease is not None
+            lease = await leases.open_lease(
+                raw, neuron_id, GENERATION, process, lease_duration, epoch=epoch
+            )
+            if lease is None:
+                return None
             pulled = await leases.pull(
                 raw, SERVER, neuron_id, lease.epoch, running=running, most=most
             )

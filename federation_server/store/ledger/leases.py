@@ -39,19 +39,24 @@ class Pulled:
     """Commands that ended because they must not be sent again."""
 
 
-# A process goes on with its session as long as nobody else has begun one since. The neuron's row is
-# locked first, as everywhere.
-_OPEN = b"""
+_SAME = """
+NOT s.session_open AND s.lease_duration IS NOT NULL AND s.instance_id = %(instance_id)s
+"""
+"""Whether the newest session is the process's own. Its epoch may have been raised, by an admin who
+ended it."""
+
+# A process goes on with its session as long as nobody else has begun one since; who knows its epoch
+# does not begin another one. The neuron's row is locked first, as everywhere.
+_OPEN = f"""
 WITH neuron AS MATERIALIZED (
     SELECT neuron_id FROM neurons
     WHERE neuron_id = %(neuron_id)s AND lifecycle = 'ACTIVE'
       AND token_generation = %(generation)s
     FOR SHARE
 ), before AS (
-    SELECT s.neuron_id, s.session_open, s.server_id,
-        NOT s.session_open AND s.lease_duration IS NOT NULL
-            AND s.instance_id = %(instance_id)s AS same
+    SELECT s.neuron_id, s.session_open, s.server_id, {_SAME} AS same
     FROM neuron JOIN neuron_states s USING (neuron_id)
+    WHERE %(epoch)s = 0 OR s.session_epoch < %(epoch)s OR {_SAME}
     FOR NO KEY UPDATE OF s
 )
 UPDATE neuron_states s SET
@@ -65,7 +70,7 @@ UPDATE neuron_states s SET
 FROM before WHERE s.neuron_id = before.neuron_id
 RETURNING s.session_epoch, s.lease_expire_time, NOT before.same,
     CASE WHEN before.session_open THEN before.server_id END
-"""
+""".encode()
 
 _RENEW = b"""
 UPDATE neuron_states SET lease_expire_time = now() + lease_duration
@@ -109,8 +114,12 @@ async def open_lease(
     generation: int,
     instance_id: str,
     duration: timedelta,
+    *,
+    epoch: int = 0,
 ) -> Lease | None:
-    """Begins a process's session, or renews its lease; None if the neuron may not hold one."""
+    """Begins a process's session, or renews its lease. `epoch` is the one that the process knows; 0
+    for none. None if the neuron may not hold a lease, or another session has begun since `epoch`.
+    """
     cursor = await connection.execute(
         _OPEN,
         {
@@ -118,6 +127,7 @@ async def open_lease(
             "generation": generation,
             "instance_id": instance_id,
             "duration": duration,
+            "epoch": epoch,
         },
     )
     row = await cursor.fetchone()
