@@ -131,6 +131,7 @@ class App:
                 self.metrics.command_seconds.observe(change.seconds)
                 if change.batch_id is not None:
                     self.dispatcher.wake_batch(change.batch_id)
+                    self.watchers.ended_in(change.batch_id)
             if change.to_cancel:
                 self.dispatcher.wake(change.neuron_id)
             elif change.state not in IN_FLIGHT_STATES:

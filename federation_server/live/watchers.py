@@ -1,16 +1,17 @@
-"""Who follows commands on this server, and what is new for them.
+"""Who follows commands and batches on this server, and what is new for them.
 
 What neurons say of a followed command is read in the transaction that writes it (`followed`,
 `tell`). For all else one task reads, for all followers at once, whatever was said to have changed;
 and now and then all that is followed, because another server may have changed it. So what a
-follower costs the database does not grow with how often its command changes.
+follower costs the database does not grow with how often its command changes. Who follows a batch
+reads it himself, and learns here when to: now and then, and when all that was open has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 
@@ -19,7 +20,7 @@ from federation_server.store.ledger import following
 from federation_server.store.ledger.following import Asked, News
 
 LOOK_INTERVAL_S = 1.0
-"""How long a change can stay unseen that another server made."""
+"""How long a change can stay unseen that another server made, or that leaves a batch open."""
 
 READ_TIMEOUT_S = 10.0
 
@@ -71,12 +72,49 @@ class Watch:
         self._changed.set()
 
 
+class BatchWatch:
+    """One follower of one batch."""
+
+    def __init__(self) -> None:
+        """Nothing of the batch has ended yet."""
+        self._ended = 0
+        self._open = 0
+        self._over = asyncio.Event()
+
+    def look(self) -> None:
+        """The follower is about to read the batch: it will see what has ended so far."""
+        self._ended = self._open = 0
+        self._over.clear()
+
+    async def over(self, still_open: int) -> None:
+        """Waits until as many commands as it saw open have ended since its `look`, or the server
+        shuts down; LOOK_INTERVAL_S at most, because others are not told here.
+        """
+        self._open = still_open
+        if still_open and self._ended >= still_open:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_INTERVAL_S):
+                await self._over.wait()
+
+    def ended(self) -> None:
+        """A command of the batch has ended."""
+        self._ended += 1
+        if self._ended == self._open:
+            self._over.set()
+
+    def close(self) -> None:
+        """The server shuts down."""
+        self._over.set()
+
+
 class CommandWatchers:
-    """The followers of all commands."""
+    """The followers of all commands and batches."""
 
     def __init__(self, database: Database) -> None:
         """Reads nothing before `run`."""
         self._watches: dict[str, set[Watch]] = {}
+        self._batches: dict[str, set[BatchWatch]] = {}
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
         self._connection = OwnConnection(database, "watchers", shared=True)
@@ -104,6 +142,24 @@ class CommandWatchers:
             watches.discard(watch)
             if not watches:
                 del self._watches[command_id]
+
+    @contextmanager
+    def watching_batch(self, batch_id: str) -> Iterator[BatchWatch]:
+        """Follows a batch."""
+        watch = BatchWatch()
+        self._batches.setdefault(batch_id, set()).add(watch)
+        try:
+            yield watch
+        finally:
+            watches = self._batches[batch_id]
+            watches.discard(watch)
+            if not watches:
+                del self._batches[batch_id]
+
+    def ended_in(self, batch_id: str) -> None:
+        """A command of that batch has ended."""
+        for watch in self._batches.get(batch_id, ()):
+            watch.ended()
 
     def followed(self, command_ids: Iterable[str]) -> list[Asked]:
         """Those of the commands that somebody follows, and what is to be read of them."""
@@ -139,6 +195,9 @@ class CommandWatchers:
         """Ends every follower."""
         self.closed = True
         self._end_all(WatchersClosed())
+        for watches in self._batches.values():
+            for watch in watches:
+                watch.close()
 
     async def run(self) -> None:
         """Reads for the followers until it is cancelled."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import grpc.aio
 import structlog
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import command_pb2, errors_pb2
 from federation.v1 import command_service_pb2 as pb
+from federation_server.domain.command import FINAL_STATES
 from federation_server.domain.neuron import Lifecycle
 from federation_server.domain.violation import Violation
 from federation_server.live.dispatcher import Dispatcher
@@ -29,10 +30,11 @@ from federation_server.store.ledger.changes import ChangedCommand, is_command_id
 
 log = structlog.get_logger(__name__)
 
-LOOK_INTERVAL_S = 1.0
-"""How often a watcher looks at the ledger without being woken: another server may have written."""
-
 SHOWN_NEURONS = 100
+
+_FINAL = frozenset(
+    command_pb2.CommandState.Value(f"COMMAND_STATE_{state.value}") for state in FINAL_STATES
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,52 +75,17 @@ class CommandBatches:
                 return await _known(connection, known, order, request.request_id)
             now = await current_time(connection)
             order.check_times(now)
-            found = await store.candidates(connection, request.filter, order.type)
-            if len(found) > store.MOST_NEURONS:
-                words = f"matches more than {store.MOST_NEURONS} neurons: narrow it"
-                raise errors.invalid_fields([Violation("filter", words)])
-            chosen, skipped = _judge(order, found)
-            if not chosen:
-                example = f"{skipped[0].neuron_id}: {skipped[0].detail}" if skipped else ""
-                raise errors.no_neuron_matches(len(skipped), example)
-            template = order.command(
-                "", None, issuer=admin.name, request_id=request.request_id, now=now
-            )
-            record: BatchRecord | None
+            judged = await _judge(connection, request, order)
             if request.dry_run:
-                record = BatchRecord(
-                    batch_id="",
-                    issuer=admin.name,
-                    filter=request.filter,
-                    type=order.type,
-                    data=order.data,
-                    max_in_flight=request.max_in_flight,
-                    matched_count=len(found),
-                    skipped_count=len(skipped),
-                    create_time=now,
-                    cancel_time=None,
-                    cancel_reason="",
-                )
-            else:
-                record = await store.insert_batch(
-                    connection,
-                    template,
-                    chosen,
-                    filter_text=request.filter,
-                    max_in_flight=request.max_in_flight,
-                    skipped_count=len(skipped),
-                )
-                if record is None:  # the same request came at the same time, and was first
-                    known = await store.find_request(connection, admin.name, request.request_id)
-                    return await _known(connection, known, order, request.request_id)
-            shown = await _shown(connection, record)
-        if not request.dry_run:
-            self._issued(record, chosen)
-        return pb.IssueCommandBatchResponse(
-            batch=shown,
-            neuron_ids=[neuron.neuron_id for neuron in chosen[:SHOWN_NEURONS]],
-            skipped_neurons=skipped[:SHOWN_NEURONS],
-        )
+                record = _preview(request, order, judged, issuer=admin.name, now=now)
+                return _answer(await _shown(connection, record), judged)
+            issued = await _insert(connection, request, order, judged, issuer=admin.name, now=now)
+            if issued is None:  # the same request came at the same time, and was first
+                known = await store.find_request(connection, admin.name, request.request_id)
+                return await _known(connection, known, order, request.request_id)
+            shown = await _shown(connection, issued)
+        self._issued(issued, judged.chosen)
+        return _answer(shown, judged)
 
     async def GetCommandBatch(
         self,
@@ -161,17 +128,19 @@ class CommandBatches:
         """See the contract."""
         limits.check(request)
         shown: command_pb2.CommandBatch | None = None
-        while True:
-            async with self._parts.database.begin() as connection:
-                batch = await _get(connection, request.batch_id)
-            if batch != shown:
-                shown = batch
-                yield pb.WatchCommandBatchResponse(batch=batch)
-            if batch.HasField("end_time"):
-                return
-            if self._parts.watchers.closed:
-                raise errors.server_draining()
-            await asyncio.sleep(LOOK_INTERVAL_S)
+        with self._parts.watchers.watching_batch(request.batch_id) as watch:
+            while True:
+                watch.look()
+                async with self._parts.database.begin() as connection:
+                    batch = await _get(connection, request.batch_id)
+                if batch != shown:
+                    shown = batch
+                    yield pb.WatchCommandBatchResponse(batch=batch)
+                if batch.HasField("end_time"):
+                    return
+                if self._parts.watchers.closed:
+                    raise errors.server_draining()
+                await watch.over(_still_open(batch))
 
     async def CancelCommandBatch(
         self,
@@ -228,10 +197,26 @@ def _order(request: pb.IssueCommandBatchRequest) -> Order:
     return Order.of_spec(request.command, within=asked)
 
 
-def _judge(
-    order: Order, found: Sequence[Candidate]
-) -> tuple[list[Candidate], list[pb.SkippedNeuron]]:
-    """Who of those that match gets the command, and who does not."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Of the neurons that match: who gets the command, and who does not."""
+
+    chosen: Sequence[Candidate]
+    skipped: Sequence[pb.SkippedNeuron]
+
+
+async def _judge(
+    connection: AsyncConnection, request: pb.IssueCommandBatchRequest, order: Order
+) -> _Judged:
+    """Who gets the command.
+
+    Raises:
+        errors.Refused: too many neurons match, or none of them can get it.
+    """
+    found = await store.candidates(connection, request.filter, order.type)
+    if len(found) > store.MOST_NEURONS:
+        words = f"matches more than {store.MOST_NEURONS} neurons: narrow it"
+        raise errors.invalid_fields([Violation("filter", words)])
     chosen: list[Candidate] = []
     skipped: list[pb.SkippedNeuron] = []
     verdicts: dict[str, Refused | None] = {}
@@ -240,14 +225,19 @@ def _judge(
         if refused is None:
             chosen.append(neuron)
         else:
-            skipped.append(
-                pb.SkippedNeuron(
-                    neuron_id=neuron.neuron_id,
-                    reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{refused.reason_name}"),
-                    detail=refused.message,
-                )
-            )
-    return chosen, skipped
+            skipped.append(_skipped(neuron, refused))
+    if not chosen:
+        example = f"{skipped[0].neuron_id}: {skipped[0].detail}" if skipped else ""
+        raise errors.no_neuron_matches(len(skipped), example)
+    return _Judged(chosen, skipped)
+
+
+def _skipped(neuron: Candidate, refused: Refused) -> pb.SkippedNeuron:
+    return pb.SkippedNeuron(
+        neuron_id=neuron.neuron_id,
+        reason=errors_pb2.ErrorReason.Value(f"ERROR_REASON_{refused.reason_name}"),
+        detail=refused.message,
+    )
 
 
 def _verdict(
@@ -269,6 +259,58 @@ def _verdict(
     return verdicts[key]
 
 
+def _preview(
+    request: pb.IssueCommandBatchRequest,
+    order: Order,
+    judged: _Judged,
+    *,
+    issuer: str,
+    now: datetime,
+) -> BatchRecord:
+    """The batch that a dry run shows."""
+    return BatchRecord(
+        batch_id="",
+        issuer=issuer,
+        filter=request.filter,
+        type=order.type,
+        data=order.data,
+        max_in_flight=request.max_in_flight,
+        matched_count=len(judged.chosen) + len(judged.skipped),
+        skipped_count=len(judged.skipped),
+        create_time=now,
+        cancel_time=None,
+        cancel_reason="",
+    )
+
+
+async def _insert(
+    connection: AsyncConnection,
+    request: pb.IssueCommandBatchRequest,
+    order: Order,
+    judged: _Judged,
+    *,
+    issuer: str,
+    now: datetime,
+) -> BatchRecord | None:
+    """Puts the batch into the ledger; None if its issuer has used the request_id before."""
+    return await store.insert_batch(
+        connection,
+        order.command("", None, issuer=issuer, request_id=request.request_id, now=now),
+        judged.chosen,
+        filter_text=request.filter,
+        max_in_flight=request.max_in_flight,
+        skipped_count=len(judged.skipped),
+    )
+
+
+def _answer(batch: command_pb2.CommandBatch, judged: _Judged) -> pb.IssueCommandBatchResponse:
+    return pb.IssueCommandBatchResponse(
+        batch=batch,
+        neuron_ids=[neuron.neuron_id for neuron in judged.chosen[:SHOWN_NEURONS]],
+        skipped_neurons=judged.skipped[:SHOWN_NEURONS],
+    )
+
+
 async def _get(connection: AsyncConnection, batch_id: str) -> command_pb2.CommandBatch:
     record = await store.get(connection, batch_id) if is_command_id(batch_id) else None
     if record is None:
@@ -281,6 +323,11 @@ async def _shown(connection: AsyncConnection, record: BatchRecord) -> command_pb
         return to_batch(record)
     progress = await store.progress(connection, [record.batch_id])
     return to_batch(record, progress[record.batch_id])
+
+
+def _still_open(batch: command_pb2.CommandBatch) -> int:
+    """How many of its commands have not ended."""
+    return sum(each.count for each in batch.counts if each.state not in _FINAL)
 
 
 async def _known(

@@ -15,6 +15,7 @@ from federation.v1 import command_pb2, command_service_pb2, fleet_service_pb2, n
 from federation.v1 import session_service_pb2 as session_pb2
 from federation.v1.command_service_pb2 import CommandSpec
 from federation.v1.errors_pb2 import ErrorReason
+from federation_server.live import watchers
 from tests.support.calls import State
 from tests.support.federation import BareNeuron, Federation, running
 from tests.support.servers import refusal
@@ -251,6 +252,59 @@ async def test_a_watched_batch_shows_how_far_it_is_and_ends_with_it(
         await crew.finish_one()
     last = [step.batch async for step in steps][-1]
     assert (counts(last), last.HasField("end_time")) == ({"SUCCEEDED": 6}, True)
+
+
+async def test_a_watched_batch_ends_when_its_last_command_does_with_no_look_in_between(
+    federation: Federation, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchers, "LOOK_INTERVAL_S", 3600.0)
+    answer = await batch(federation)
+    call = federation.command.WatchCommandBatch(
+        command_service_pb2.WatchCommandBatchRequest(batch_id=answer.batch.batch_id),
+        metadata=federation.admin,
+    )
+    steps = aiter(call)
+    assert not (await anext(steps)).batch.HasField("end_time")
+    await eventually(lambda: len(crew.waiting) == 6, describe="all have it")
+    while crew.waiting:
+        await crew.finish_one()
+    async with asyncio.timeout(20):
+        rest = [step.batch async for step in steps]
+    assert [counts(step) for step in rest] == [{"SUCCEEDED": 6}]
+
+
+async def test_a_cancel_of_a_batch_ends_those_who_watch_it(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchers, "LOOK_INTERVAL_S", 3600.0)
+    await federation.register("away")
+    answer = await batch(federation)
+    call = federation.command.WatchCommandBatch(
+        command_service_pb2.WatchCommandBatchRequest(batch_id=answer.batch.batch_id),
+        metadata=federation.admin,
+    )
+    steps = aiter(call)
+    await anext(steps)
+    await cancel(federation, answer.batch.batch_id)
+    async with asyncio.timeout(20):
+        assert [counts(step.batch) async for step in steps] == [{"CANCELLED": 1}]
+
+
+async def test_a_server_that_shuts_down_sends_those_home_who_watch_a_batch(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchers, "LOOK_INTERVAL_S", 3600.0)
+    await federation.register("away")
+    answer = await batch(federation)
+    call = federation.command.WatchCommandBatch(
+        command_service_pb2.WatchCommandBatchRequest(batch_id=answer.batch.batch_id),
+        metadata=federation.admin,
+    )
+    await call.read()
+    draining = asyncio.create_task(federation.app.drain())
+    _, reason, _ = await refusal(call.read())
+    assert reason == "SERVER_DRAINING"
+    await draining
 
 
 @pytest.mark.parametrize("call", ["Get", "Watch", "Cancel"])
