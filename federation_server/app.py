@@ -14,7 +14,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from random import uniform
 from types import MappingProxyType
 from wsgiref.simple_server import WSGIServer
 
@@ -29,7 +28,7 @@ from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
-from federation_server.live.session import Reconnect, SessionEnd, Sessions
+from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
 from federation_server.live.sweeper import Sweeper
 from federation_server.live.watchers import CommandWatchers
@@ -262,10 +261,7 @@ class App:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_s
         stop = asyncio.create_task(server.stop(grace=limit_s), name="grpc stop")
-        for session in self.sessions:
-            after = timedelta(seconds=uniform(0.0, limit_s / 2))  # noqa: S311 - jitter
-            session.send(Reconnect(after, "server draining"))
-            session.finish(SessionEnd.DRAINING)
+        self.sessions.send_home(self.settings.drain_timeout / 2)
         self.watchers.close()
         await stop
         left_s = max(LAST_FLUSH_S, deadline - loop.time())

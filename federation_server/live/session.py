@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from random import uniform
 from typing import TypeAlias
 
 from federation_server.domain.command import Execution
@@ -109,6 +110,7 @@ class Session:
         "instance_id",
         "neuron_id",
         "on_end",
+        "reconnect_after",
         "session_id",
         "spool_id",
     )
@@ -128,6 +130,7 @@ class Session:
         self.end: SessionEnd | None = None
         self.end_detail = ""
         self.on_end: Callable[[], None] | None = None
+        self.reconnect_after: timedelta | None = None
         self._given: set[str] = set()
         self._outbox: deque[Outgoing] = deque()
         self._wake = asyncio.Event()
@@ -170,6 +173,14 @@ class Session:
                 self.on_end()
         self._wake.set()
 
+    def send_home(self, after: timedelta) -> None:
+        """Ends the stream because the server shuts down; the neuron is to come back after that
+        long.
+        """
+        self.reconnect_after = after
+        self.send(Reconnect(after, "server draining"))
+        self.finish(SessionEnd.DRAINING)
+
     def wake(self) -> None:
         """Lets `outgoing` return, for example because the reader is done."""
         self._wake.set()
@@ -200,9 +211,12 @@ class Sessions:
     def __init__(self) -> None:
         """An empty register."""
         self._by_neuron: dict[str, Session] = {}
+        self._home_over: timedelta | None = None
 
     def add(self, session: Session) -> None:
-        """Takes a session in; one of the same neuron with a lower epoch is superseded."""
+        """Takes a session in; one of the same neuron with a lower epoch is superseded. Once the
+        neurons are being sent home, it is sent home as well.
+        """
         current = self._by_neuron.get(session.neuron_id)
         if current is not None and current.epoch > session.epoch:
             session.finish(SessionEnd.SUPERSEDED)
@@ -210,6 +224,8 @@ class Sessions:
         if current is not None:
             current.finish(SessionEnd.SUPERSEDED)
         self._by_neuron[session.neuron_id] = session
+        if self._home_over is not None:
+            _send_home(session, self._home_over)
 
     def remove(self, session: Session) -> None:
         """Forgets a session, unless a newer one has its place."""
@@ -226,6 +242,14 @@ class Sessions:
         if session is not None:
             session.finish(end)
 
+    def send_home(self, over: timedelta) -> None:
+        """Ends every session, now and from now on, because the server shuts down: the neurons are
+        to come back one by one, spread over that time.
+        """
+        self._home_over = over
+        for session in self:
+            _send_home(session, over)
+
     def __iter__(self) -> Iterator[Session]:
         """All sessions, as they are now."""
         return iter(list(self._by_neuron.values()))
@@ -233,3 +257,7 @@ class Sessions:
     def __len__(self) -> int:
         """How many sessions there are."""
         return len(self._by_neuron)
+
+
+def _send_home(session: Session, over: timedelta) -> None:
+    session.send_home(uniform(0.0, 1.0) * over)  # noqa: S311 - jitter

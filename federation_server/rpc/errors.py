@@ -9,6 +9,7 @@ INTERNAL with an incident id, under which the log has it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Final
 
 import grpc
@@ -420,8 +421,13 @@ def conflict(what: str) -> Refused:
     return Refused(ErrorReason.ERROR_REASON_CONFLICT, f"{what}: read it again and repeat the call")
 
 
-def session_ended(end: SessionEnd, detail: str = "", neuron_id: str = "") -> Refused:
-    """Why a stream ended that the server ends."""
+def session_ended(
+    end: SessionEnd,
+    detail: str = "",
+    neuron_id: str = "",
+    reconnect_after: timedelta | None = None,
+) -> Refused:
+    """Why a stream ended that the server ends; `reconnect_after` is what its Reconnect said."""
     match end:
         case SessionEnd.SUPERSEDED:
             return session_superseded(neuron_id)
@@ -430,6 +436,8 @@ def session_ended(end: SessionEnd, detail: str = "", neuron_id: str = "") -> Ref
         case SessionEnd.REVOKED:
             return credential_invalid()
         case SessionEnd.DRAINING:
-            return server_draining()
+            if reconnect_after is None:
+                return server_draining()
+            return server_draining(reconnect_after.total_seconds())
         case SessionEnd.PROTOCOL_VIOLATION:
             return protocol_violation(detail or "the protocol was broken")

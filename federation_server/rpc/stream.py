@@ -51,6 +51,10 @@ not take the others' time."""
 LAST_WORDS_TIMEOUT_S = 3.0
 """How long a session that is over waits for its neuron to read what is written to it."""
 
+HOME_TIMEOUT_S = 1.0
+"""How long a neuron has to end its stream itself that has been sent home. A stream that ends with
+an error takes along what its client has not read yet; and it would not read the Reconnect."""
+
 Context: TypeAlias = "grpc.aio.ServicerContext[pb.NeuronMessage, pb.FederationMessage]"
 
 
@@ -109,7 +113,9 @@ class NeuronStream:
             parts.sessions.remove(session)
             parts.writer.close(self._closed(session))
         if session.end is not None:
-            raise errors.session_ended(session.end, session.end_detail, session.neuron_id)
+            raise errors.session_ended(
+                session.end, session.end_detail, session.neuron_id, session.reconnect_after
+            )
 
     async def _hello(self) -> pb.Hello:
         try:
@@ -278,6 +284,8 @@ class NeuronStream:
             if session.ack_sequence > acked:
                 acked = session.ack_sequence
                 await self._context.write(pb.FederationMessage(ack_sequence=acked))
+            if session.end is SessionEnd.DRAINING:
+                await asyncio.wait({reader}, timeout=HOME_TIMEOUT_S)
             if session.end is not None:
                 return
             if reader.done():

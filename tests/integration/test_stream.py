@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from federation.v1 import (
     errors_pb2,
@@ -20,6 +23,7 @@ from federation.v1 import (
     report_pb2,
 )
 from federation.v1 import session_service_pb2 as pb
+from federation_server.rpc import stream
 from tests.support.federation import BareNeuron, Federation, connected, running
 from tests.support.waiting import eventually
 
@@ -272,6 +276,55 @@ async def test_a_draining_server_tells_its_neurons_when_to_come_back(database_ur
         assert (await neuron.receive()).HasField("reconnect")
         assert (await neuron.end())[0] is grpc.StatusCode.UNAVAILABLE
         await draining
+
+
+async def test_a_draining_server_leaves_a_stream_open_until_its_neuron_has_read_the_reconnect(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "HOME_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(stream, "LAST_WORDS_TIMEOUT_S", 3600.0)
+    async with running(database_url, drain_timeout="PT60S") as federation:
+        neuron = BareNeuron(federation, await federation.register("n"))
+        await neuron.hello()
+        session = federation.app.sessions.get("n")
+        assert session is not None
+        draining = asyncio.create_task(federation.app.drain())
+        await eventually(lambda: session.end, describe="it is sent home")
+        assert (await neuron.receive()).HasField("reconnect")
+        assert federation.app.sessions.get("n") is session
+        await neuron.call.done_writing()
+        assert (await neuron.end())[0] is grpc.StatusCode.UNAVAILABLE
+        await draining
+
+
+async def test_a_neuron_that_does_not_obey_the_reconnect_keeps_no_drain_and_is_told_it_again(
+    database_url: str,
+) -> None:
+    async with running(database_url, drain_timeout="PT60S") as federation:
+        neuron = BareNeuron(federation, await federation.register("n"))
+        await neuron.hello()
+        draining = asyncio.create_task(federation.app.drain())
+        after = (await neuron.receive()).reconnect.after.ToMilliseconds()
+        async with asyncio.timeout(20):
+            await draining
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await neuron.call.read()
+        status = rpc_status.from_call(ended.value)  # type: ignore[arg-type]  # it has what is needed
+        assert status is not None
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in status.details)
+        assert abs(retry.retry_delay.ToMilliseconds() - after) <= 1
+
+
+async def test_a_stream_that_opens_while_the_server_drains_is_sent_home_as_well(
+    federation: Federation,
+) -> None:
+    token = await federation.register("n")
+    federation.app.sessions.send_home(timedelta(seconds=1))
+    neuron = BareNeuron(federation, token)
+    await neuron.hello()
+    assert (await neuron.receive()).HasField("reconnect")
+    assert (await neuron.end())[0] is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_neuron_without_a_stream_is_online_by_its_heartbeat(

@@ -272,7 +272,7 @@ def test_no_field_is_blamed_where_two_schemas_are_as_likely() -> None:
 
 
 def test_no_more_violations_are_named_than_the_bound_also_inside_a_choice() -> None:
-    schema = {"anyOf": [{"type": "array", "items": TEXT}, {"type": "null"}]}
+    schema: Schema = {"anyOf": [{"type": "array", "items": TEXT}, {"type": "null"}]}
     assert len(violations(schema, [0] * 1000, "data")) == MAX_VIOLATIONS
 
 
