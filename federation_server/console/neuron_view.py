@@ -148,6 +148,13 @@ def _session(neuron: Neuron) -> Facts:
     if not neuron.HasField("session"):
         return [("", "it never had one")]
     session = neuron.session
+    if session.HasField("lease_expire_time"):
+        return [
+            ("stream", "none: it pulls its commands"),
+            ("lease", f"until {both(session.lease_expire_time)}"),
+            ("id", f"epoch {session.epoch}"),
+            ("process", session.instance_id),
+        ]
     opened = "open" if session.open else f"closed {relative(session.close_time)}, opened"
     return [
         ("stream", f"{opened} {both(session.open_time)}"),

@@ -113,7 +113,9 @@ class NeuronDescription:
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A neuron's current or last session; its stream is open while `open` is true."""
+    """A neuron's current or last session; its stream is open while `open` is true. Of a process
+    that pulls there are only the epoch, the instance and the lease.
+    """
 
     session_id: str
     epoch: int
@@ -125,6 +127,8 @@ class SessionRecord:
     sdk_version: str
     server_id: str
     peer: str
+    lease_expire_time: datetime | None = None
+    """None if it is a stream."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,9 +222,14 @@ def _session(session: SessionRecord) -> neuron_pb2.SessionInfo:
         open_time=to_timestamp(session.open_time),
         close_time=to_timestamp(session.close_time),
         instance_id=session.instance_id,
-        sdk=neuron_pb2.Sdk(name=session.sdk_name, version=session.sdk_version),
+        sdk=(
+            neuron_pb2.Sdk(name=session.sdk_name, version=session.sdk_version)
+            if session.sdk_name
+            else None
+        ),
         server_id=session.server_id,
         peer=session.peer,
+        lease_expire_time=to_timestamp(session.lease_expire_time),
     )
 
 

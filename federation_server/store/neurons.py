@@ -54,6 +54,7 @@ _SESSION = (
     "sdk_version",
     "server_id",
     "peer",
+    "lease_expire_time",
 )
 _TOTALS = ("requests_total", "failed_requests_total", "response_ms_total", "uptime_s_total")
 
@@ -88,6 +89,12 @@ def record(row: RowMapping) -> NeuronRecord:
 
 
 def _session(row: RowMapping) -> SessionRecord | None:
+    if (lease_expire_time := row["lease_expire_time"]) is not None:
+        # The other columns are those of the stream that there was before.
+        process, epoch = row["instance_id"], row["session_epoch"]
+        return SessionRecord(
+            "", epoch, False, None, None, process, "", "", "", "", lease_expire_time
+        )
     if row["session_id"] is None:
         return None
     epoch, session_id, opened, *rest = (row[name] for name in _SESSION)

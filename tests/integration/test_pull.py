@@ -30,7 +30,7 @@ from federation_server.rpc.registration import Registration
 from federation_server.rpc.session import SessionServicer
 from federation_server.rpc.stream import StreamParts
 from federation_server.rpc.tokens import Tokens
-from tests.support.calls import FINAL, State, command, reached
+from tests.support.calls import FINAL, State, command, reached, shown
 from tests.support.federation import BareNeuron, Federation, running
 from tests.support.servers import refusal
 
@@ -298,6 +298,29 @@ async def test_a_batch_reaches_a_neuron_that_pulls(federation: Federation) -> No
     )
     await federation.command.IssueCommandBatch(request, metadata=federation.admin)
     assert (await Puller(federation, token).one()).type == "run"
+
+
+async def test_a_neuron_that_pulls_is_shown_with_its_lease_and_not_with_its_last_stream(
+    federation: Federation,
+) -> None:
+    token = await federation.register("n")
+    stream = BareNeuron(federation, token)
+    await stream.hello()
+    puller = Puller(federation, token)
+    answer = await puller.pull()
+    listed = await federation.fleet.ListNeurons(
+        fleet_service_pb2.ListNeuronsRequest(), metadata=federation.admin
+    )
+    lease = neuron_pb2.SessionInfo(
+        epoch=2, instance_id="p-1", lease_expire_time=answer.lease_expire_time
+    )
+    assert [each.session for each in listed.neurons] == [lease]
+    assert (await shown(federation, "n")).session == lease
+    back = BareNeuron(federation, token)
+    await back.hello()
+    session = (await shown(federation, "n")).session
+    assert (session.open, session.epoch, session.HasField("lease_expire_time")) == (True, 3, False)
+    back.call.cancel()
 
 
 async def test_a_deactivated_neuron_pulls_nothing(federation: Federation) -> None:

@@ -328,6 +328,20 @@ def test_numbers_are_whole_where_they_are(federation: ScriptedFederation) -> Non
 # --- neurons
 
 
+def test_a_neuron_that_pulls_shows_its_lease_and_no_stream(federation: ScriptedFederation) -> None:
+    lease = {"epoch": 7, "instance_id": "p-1", "lease_expire_time": "2026-11-21T08:00:00Z"}
+    federation.answers["GetNeuron"] = fleet.GetNeuronResponse(neuron=neuron("a", session=lease))
+    text = run("neurons", "show", "a").stdout
+    for part in (
+        r"stream +none: it pulls its commands",
+        r"lease +until 2026-11-21.+ \(\d+ \w+ ago\)",
+        r"id +epoch 7\n",
+        r"process +p-1",
+    ):
+        assert re.search(part, text), part
+    assert "SDK" not in text
+
+
 def test_an_update_names_the_fields_that_it_sets(federation: ScriptedFederation) -> None:
     federation.answers["UpdateNeuron"] = fleet.UpdateNeuronResponse(neuron=neuron("a"))
     arguments = ["--set", 'labels={"zone": "eu"}', "--set", "name=Seven", "--release", "metadata"]

@@ -361,7 +361,7 @@ def test_the_domain_has_the_contracts_activities() -> None:
 
 
 def test_every_field_of_a_neuron_is_filled() -> None:
-    session = SessionRecord("s", 7, False, NOON, NOON, "i", "sdk", "1", "server", "peer")
+    session = SessionRecord("s", 7, False, NOON, NOON, "i", "sdk", "1", "server", "peer", NOON)
     shown = neuron_to_proto(
         record(
             description=description_from_proto(description(**FULL_DESCRIPTION)),
