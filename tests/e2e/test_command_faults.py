@@ -8,17 +8,14 @@ every command has ended, no attempt ran twice, nothing that may run once ran twi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from google.protobuf.json_format import MessageToDict
 
 from federation.v1 import command_service_pb2
-from federation_server.store import migrate
-from tests.support.calls import FINAL, State, command, online, reached
+from tests.support.calls import FINAL, State, command, online, reached, shown
 from tests.support.command_faults import (
     ONCE,
     DeafProxy,
@@ -31,41 +28,14 @@ from tests.support.command_faults import (
     witness,
 )
 from tests.support.evidence import Account
-from tests.support.faults import Postgres, calling, serving
+from tests.support.faults import Postgres
 from tests.support.federation import Served
-from tests.support.postgres import passable_folder
 from tests.support.processes import FederationProcess
 from tests.support.waiting import eventually
 
 RUNNING = State.COMMAND_STATE_RUNNING
 SENT = State.COMMAND_STATE_SENT
-
-
-@pytest.fixture(scope="module")
-def doomed() -> Iterator[Postgres]:
-    with passable_folder() as folder:
-        doomed = Postgres(folder)
-        doomed.start()
-        try:
-            migrate.upgrade(doomed.url)
-            yield doomed
-        finally:
-            doomed.embedded.stop()
-
-
-@pytest.fixture(scope="module")
-def server(doomed: Postgres) -> Iterator[FederationProcess]:
-    with (
-        passable_folder() as folder,
-        serving(doomed, folder, FEDERATION_COMMAND_LOST_AFTER="PT2S") as server,
-    ):
-        yield server
-
-
-@pytest_asyncio.fixture
-async def served(server: FederationProcess) -> AsyncIterator[Served]:
-    async with calling(server) as served:
-        yield served
+SETTINGS = {"FEDERATION_COMMAND_LOST_AFTER": "PT2S"}
 
 
 def outcome(account: Account) -> str:
@@ -223,31 +193,73 @@ async def test_a_stream_that_is_cut_and_stalled_again_and_again_loses_and_double
             assert {each.state.value for each in kept} == {"SUCCEEDED"}
 
 
-async def test_while_postgresql_is_away_commands_go_on_and_their_ends_are_kept(
-    folder: Path, served: Served, doomed: Postgres
+async def hold(served: Served, name: str, **fields: Any) -> list[str]:
+    """A command that may be tried again and one that may run once; both run when this returns."""
+    ids = [
+        await issue(served, name, "hold", max_attempts=2, **fields),
+        await issue(served, name, "hold", execution=ONCE, **fields),
+    ]
+    for command_id in ids:
+        await reached(served, command_id, RUNNING)
+    return ids
+
+
+async def queue(served: Served, name: str) -> dict[str, int]:
+    """Commands of both kinds for a neuron that has no place for them, and their priorities."""
+    ids = {}
+    for place, priority in enumerate((1, 8, 3, 8, 5, 0, 9, 5)):
+        kind: dict[str, Any] = {"execution": ONCE} if place % 2 else {"max_attempts": 2}
+        ids[await issue(served, name, "work", priority=priority, **kind)] = priority
+    return ids
+
+
+async def end_in_vain(neuron: Witness, ids: list[str]) -> None:
+    """Lets those commands come to their end, whoever can hear of it."""
+    neuron.release()
+
+    def all_ended() -> bool:
+        through = {note.command_id for note in neuron.notes if note.event == "ended"}
+        return through >= set(ids)
+
+    await eventually(all_ended, describe="the handlers have ended")
+
+
+async def test_while_postgresql_is_stopped_for_20_s_commands_wait_run_and_end_and_none_runs_twice(
+    folder: Path, server: FederationProcess, served: Served, doomed: Postgres
 ) -> None:
     token = await served.enrollment_token()
-    with witness(folder, "away", served.address, token) as neuron:
-        await online(served, "away")
-        held = await issue(served, "away", "hold")
-        ids = [held, *await flow(served, "away", 12)]
-        await reached(served, held, RUNNING)
+    with (
+        witness(folder / "ending", "ending-meanwhile", served.address, token) as ending,
+        witness(folder / "lasting", "lasting", served.address, token) as lasting,
+        witness(folder / "full", "full", served.address, token, WITNESS_PLACES="1") as full,
+    ):
+        neurons = (ending, lasting, full)
+        epochs = [(await online(served, each.name)).session.epoch for each in neurons]
+        # A timer that is over when PostgreSQL returns, of a command that has ended by then.
+        over_there = await hold(served, ending.name, progress_timeout=span(10))
+        after_it = await hold(served, lasting.name)
+        over_there.append(await issue(served, full.name, "hold", priority=9))
+        await reached(served, over_there[-1], RUNNING)
+        waiting = await queue(served, full.name)
+        under_way = await flow(served, ending.name, 12)
         await asyncio.to_thread(doomed.embedded.stop)
         try:
-            neuron.release()
-            await eventually(
-                lambda: any(
-                    (note.command_id, note.event) == (held, "ended") for note in neuron.notes
-                ),
-                describe="its handler has ended",
-            )
-            await asyncio.sleep(3)  # the fault's length, and not a wait for anything
+            for neuron in (ending, full):
+                held = [each for each in over_there if neuron.began(each)]
+                await end_in_vain(neuron, held)
+            await asyncio.sleep(20)  # the fault's length, and not a wait for anything
         finally:
             await asyncio.to_thread(doomed.start)
-        accounts = await ended(doomed.url, ids)
-        agree(accounts, neuron)
-        assert outcome(accounts[held]) == DONE
-        assert {each.state.value for each in accounts.values() if not each.once} == {"SUCCEEDED"}
+        lasting.release()
+        accounts = await ended(doomed.url, [*over_there, *after_it, *waiting, *under_way])
+        agree(accounts, *neurons)
+        assert {outcome(accounts[each]) for each in over_there + after_it} == {DONE}
+        assert {outcome(accounts[each]) for each in waiting} == {DONE}
+        assert {accounts[each].state.value for each in under_way} == {"SUCCEEDED"}
+        began = [note.command_id for note in full.notes if note.event == "began"]
+        order = [waiting[command_id] for command_id in began if command_id in waiting]
+        assert order == sorted(order, reverse=True)
+        assert epochs == [(await shown(served, each.name)).session.epoch for each in neurons]
 
 
 async def test_two_processes_with_one_id_never_both_run_what_may_run_once(

@@ -29,8 +29,6 @@ from federation.v1 import (
     heartbeat_pb2,
     neuron_pb2,
 )
-from federation_server.store import migrate
-from federation_server.store.embedded import EmbeddedPostgres
 from tests.support.calls import (
     FINAL,
     ONLINE,
@@ -48,10 +46,11 @@ from tests.support.calls import (
     shown,
     spec,
 )
-from tests.support.federation import ADMIN_KEY, Served
+from tests.support.faults import Postgres, calling, serving
+from tests.support.federation import Served
 from tests.support.neuron_process import ROOT, NeuronProcess, exists, neuron_process
-from tests.support.postgres import FAST_AND_LOOSE, passable_folder
-from tests.support.processes import FederationProcess, federation_process, free_port
+from tests.support.postgres import passable_folder
+from tests.support.processes import FederationProcess, free_port
 from tests.support.proxy import Proxy, proxy
 from tests.support.servers import refusal
 from tests.support.waiting import eventually
@@ -61,7 +60,6 @@ SERVICE = ("-m", "tests.support.neuron_service")
 OFFLINE = neuron_pb2.PRESENCE_OFFLINE
 QUICK_RETRY = {"REFUSAL_RETRY": "0.5"}
 SETTINGS = {
-    "ADMIN_API_KEY": ADMIN_KEY,
     "FEDERATION_DRAIN_TIMEOUT": "PT2S",
     # So long that no neuron goes OFFLINE here but by its Goodbye.
     "FEDERATION_OFFLINE_AFTER": "PT60S",
@@ -69,38 +67,6 @@ SETTINGS = {
 
 
 # ---- what the tests run on
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[EmbeddedPostgres]:
-    with (
-        passable_folder() as folder,
-        EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE) as postgres,
-    ):
-        migrate.upgrade(postgres.url("postgres"))
-        yield postgres
-
-
-@pytest.fixture(scope="module")
-def server(database: EmbeddedPostgres) -> Iterator[FederationProcess]:
-    url = database.url("postgres")
-    with (
-        passable_folder() as folder,
-        federation_process(folder, "serve", DATABASE_URL=url, **SETTINGS) as server,
-    ):
-        yield server
-
-
-@asynccontextmanager
-async def calling(server: FederationProcess) -> AsyncIterator[Served]:
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        yield Served(server.address, channel)
-
-
-@pytest_asyncio.fixture
-async def served(server: FederationProcess) -> AsyncIterator[Served]:
-    async with calling(server) as served:
-        yield served
 
 
 class Service:
@@ -365,7 +331,7 @@ async def test_a_stopped_neuron_is_offline_at_once_and_all_that_it_counted_has_a
 
 @pytest.mark.parametrize("fault", ["server killed", "database away", "connection cut"])
 async def test_a_fault_between_disturbs_no_handler_loses_nothing_and_doubles_nothing(
-    folder: Path, server: FederationProcess, database: EmbeddedPostgres, served: Served, fault: str
+    folder: Path, server: FederationProcess, doomed: Postgres, served: Served, fault: str
 ) -> None:
     name, token = fault.replace(" ", "-"), await served.enrollment_token()
     async with proxy(server.address) as between:
@@ -374,11 +340,11 @@ async def test_a_fault_between_disturbs_no_handler_loses_nothing_and_doubles_not
             held = await issue(served, name, "hold")
             await reached(served, held, State.COMMAND_STATE_RUNNING)
             new_session = int(fault != "database away")
-            async with _lasting(fault, server, database, between):
+            async with _lasting(fault, server, doomed, between):
                 await eventually(neuron.pending, describe="a spool that fills")
             await online(served, name, epoch=epoch + new_session)
             assert (await command(served, held)).state == State.COMMAND_STATE_RUNNING
-            async with _lasting(fault, server, database, between):
+            async with _lasting(fault, server, doomed, between):
                 neuron.touch("release")
                 await eventually(lambda: neuron.ended(held), describe="the handler has ended")
             ended = await reached(served, held, *FINAL)
@@ -393,7 +359,7 @@ async def test_a_fault_between_disturbs_no_handler_loses_nothing_and_doubles_not
 
 @asynccontextmanager
 async def _lasting(
-    fault: str, server: FederationProcess, database: EmbeddedPostgres, between: Proxy
+    fault: str, server: FederationProcess, doomed: Postgres, between: Proxy
 ) -> AsyncIterator[None]:
     """The fault lasts as long as the block."""
     try:
@@ -401,7 +367,7 @@ async def _lasting(
             case "server killed":
                 await asyncio.to_thread(server.kill)
             case "database away":
-                await asyncio.to_thread(database.stop)
+                await asyncio.to_thread(doomed.embedded.stop)
             case _:
                 between.stall()
         yield
@@ -410,7 +376,7 @@ async def _lasting(
             case "server killed":
                 await asyncio.to_thread(server.start)
             case "database away":
-                await asyncio.to_thread(database.start)
+                await asyncio.to_thread(doomed.start)
             case _:
                 between.cut()
                 between.go_on()
@@ -613,13 +579,12 @@ async def test_two_processes_that_enroll_with_one_id_displace_each_other_no_fast
 
 
 async def test_a_token_is_renewed_while_the_stream_lives_and_serves_for_the_next_one(
-    folder: Path, database: EmbeddedPostgres
+    folder: Path, doomed: Postgres
 ) -> None:
     ttl = {"FEDERATION_TOKEN_TTL": "PT4S"}
-    url = database.url("postgres")
     with (
         passable_folder() as data,
-        federation_process(data, "serve", DATABASE_URL=url, **SETTINGS, **ttl) as server,
+        serving(doomed, data, **SETTINGS, **ttl) as server,
     ):
         async with calling(server) as served, proxy(server.address) as between:
             token = await served.enrollment_token()

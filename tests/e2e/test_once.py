@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import grpc.aio
 import pytest
-import pytest_asyncio
 from google.protobuf.json_format import MessageToDict
 
 from federation.v1 import (
@@ -21,8 +19,6 @@ from federation.v1 import (
     neuron_pb2,
 )
 from federation.v1 import session_service_pb2 as pb
-from federation_server.store import migrate
-from federation_server.store.embedded import EmbeddedPostgres
 from tests.support.calls import (
     FINAL,
     State,
@@ -35,54 +31,22 @@ from tests.support.calls import (
     shown,
     spec,
 )
-from tests.support.federation import ADMIN_KEY, Served
+from tests.support.faults import Postgres, calling, serving
+from tests.support.federation import Served
 from tests.support.neuron_process import ROOT, NeuronProcess
-from tests.support.postgres import FAST_AND_LOOSE, passable_folder
-from tests.support.processes import FederationProcess, federation_process, free_port
+from tests.support.postgres import passable_folder
+from tests.support.processes import free_port
 from tests.support.waiting import eventually
 
 ONCE = ("-m", "neuron_sdk.cli", "run", "--once", "tests.support.once_service:neuron")
 TEN_LINES = str(ROOT / "examples" / "ten_lines.py")
 SETTINGS = {
-    "ADMIN_API_KEY": ADMIN_KEY,
     "FEDERATION_DRAIN_TIMEOUT": "PT2S",
     "FEDERATION_OFFLINE_AFTER": "PT60S",
     # A lease that runs out is noticed at once.
     "FEDERATION_PRESENCE_PATIENCE": "PT0S",
 }
 SHORT_LEASE = {"ONCE_LEASE": "6"}
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[EmbeddedPostgres]:
-    with (
-        passable_folder() as folder,
-        EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE) as postgres,
-    ):
-        migrate.upgrade(postgres.url("postgres"))
-        yield postgres
-
-
-@pytest.fixture(scope="module")
-def server(database: EmbeddedPostgres) -> Iterator[FederationProcess]:
-    url = database.url("postgres")
-    with (
-        passable_folder() as folder,
-        federation_process(folder, "serve", DATABASE_URL=url, **SETTINGS) as server,
-    ):
-        yield server
-
-
-@asynccontextmanager
-async def calling(server: FederationProcess) -> AsyncIterator[Served]:
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        yield Served(server.address, channel)
-
-
-@pytest_asyncio.fixture
-async def served(server: FederationProcess) -> AsyncIterator[Served]:
-    async with calling(server) as served:
-        yield served
 
 
 class Cron:
@@ -344,12 +308,12 @@ async def test_what_a_killed_run_had_not_started_fails_if_it_is_never_sent_twice
 
 @pytest.mark.parametrize("killed", [False, True])
 async def test_what_ended_while_the_federation_was_away_is_reported_once_by_the_next_run(
-    database: EmbeddedPostgres, killed: bool
+    doomed: Postgres, killed: bool
 ) -> None:
-    url, name = database.url("postgres"), f"away-{killed}".lower()
+    name = f"away-{killed}".lower()
     with (
         passable_folder() as folder,
-        federation_process(folder, "serve", DATABASE_URL=url, **SETTINGS) as other,
+        serving(doomed, folder, **SETTINGS) as other,
     ):
         async with calling(other) as served:
             with crons(folder, served) as make:

@@ -26,11 +26,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_status import rpc_status
 
 from federation.v1 import command_pb2, command_service_pb2, neuron_pb2, report_pb2
+from federation_server.store import migrate
 from federation_server.store.embedded import EmbeddedPostgres
 from tests.support.calls import ONLINE, shown
 from tests.support.federation import ADMIN_KEY, Served
 from tests.support.plain_neuron import PlainNeuron, now, plain_neuron
-from tests.support.postgres import FAST_AND_LOOSE, libpq
+from tests.support.postgres import FAST_AND_LOOSE, libpq, passable_folder
 from tests.support.processes import FederationProcess
 from tests.support.waiting import eventually
 
@@ -74,6 +75,19 @@ class Postgres:
     def do(self, statement: str) -> None:
         with psycopg.connect(libpq(self.url), autocommit=True) as connection:
             connection.execute(statement.encode())
+
+
+@contextmanager
+def doomed_postgres() -> Iterator[Postgres]:
+    """One with the federation's schema in it, for the block."""
+    with passable_folder() as folder:
+        doomed = Postgres(folder)
+        doomed.start()
+        try:
+            migrate.upgrade(doomed.url)
+            yield doomed
+        finally:
+            doomed.embedded.stop()
 
 
 @contextmanager

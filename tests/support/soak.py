@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from federation.v1 import neuron_pb2
-from federation_server.store import migrate
 from tests.support.calls import online
 from tests.support.command_faults import DeafProxy, Witness, deaf_proxy, witness
 from tests.support.evidence import Account, Note, complaints, read_accounts
-from tests.support.faults import Postgres, calling, serving
+from tests.support.faults import Postgres, calling, doomed_postgres, serving
 from tests.support.federation import Served
 from tests.support.postgres import passable_folder
 from tests.support.processes import FederationProcess
@@ -210,25 +209,23 @@ async def soak(seconds: float, seed: int, say: Callable[[str], object]) -> None:
     """
     say(f"seed {seed}, {seconds:g} s of faults")
     chance = random.Random(seed)  # noqa: S311 - chance, and no secret
-    with passable_folder() as folder:
-        postgres = Postgres(folder)
-        postgres.start()
-        try:
-            migrate.upgrade(postgres.url)
-            with serving(postgres, folder, FEDERATION_COMMAND_LOST_AFTER="PT5S") as server:
-                async with calling(server) as served, _posts(served, folder) as posts:
-                    longest_s = LONGEST_OUTAGE_S if seconds < 300 else 20.0
-                    work = Soak(postgres, server, posts, chance, longest_s=longest_s)
-                    try:
-                        await _run(work, served, posts, postgres, seconds, chance, say)
-                        before, word, after = server.output.partition("Traceback")
-                        assert not word, f"{before[-1000:]}{word}{after[:8000]}"
-                    except BaseException:
-                        say("\n".join(work.done))
-                        say(f"the server's last words:\n{server.output[-4000:]}")
-                        raise
-        finally:
-            postgres.embedded.stop()
+    with (
+        doomed_postgres() as postgres,
+        passable_folder() as folder,
+        serving(postgres, folder, FEDERATION_COMMAND_LOST_AFTER="PT5S") as server,
+    ):
+        async with calling(server) as served, _posts(served, folder) as posts:
+            longest_s = LONGEST_OUTAGE_S if seconds < 300 else 20.0
+            work = Soak(postgres, server, posts, chance, longest_s=longest_s)
+            try:
+                await _run(work, served, posts, postgres, seconds, chance, say)
+                before, word, after = server.output.partition("Traceback")
+                assert not word, f"{before[-1000:]}{word}{after[:8000]}"
+            except BaseException:
+                say(f"seed {seed}: it failed")
+                say("\n".join(work.done))
+                say(f"the server's last words:\n{server.output[-4000:]}")
+                raise
 
 
 async def _run(  # noqa: PLR0917 - the parts of one thing

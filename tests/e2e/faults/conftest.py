@@ -13,8 +13,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from federation_server.store import migrate
-from tests.support.faults import Peer, Postgres, calling, serving
+from tests.support.faults import Peer, Postgres, calling, doomed_postgres, serving
 from tests.support.federation import BareNeuron, Served
 from tests.support.postgres import passable_folder
 from tests.support.processes import FederationProcess
@@ -23,26 +22,14 @@ from tests.support.proxy import proxy
 
 @pytest.fixture(scope="package")
 def doomed() -> Iterator[Postgres]:
-    with passable_folder() as folder:
-        doomed = Postgres(folder)
-        doomed.start()
-        try:
-            migrate.upgrade(doomed.url)
-            yield doomed
-        finally:
-            doomed.embedded.stop()
+    with doomed_postgres() as doomed:
+        yield doomed
 
 
 @pytest.fixture(scope="package")
 def server(doomed: Postgres) -> Iterator[FederationProcess]:
     with passable_folder() as folder, serving(doomed, folder) as server:
         yield server
-
-
-@pytest_asyncio.fixture
-async def served(server: FederationProcess) -> AsyncIterator[Served]:
-    async with calling(server) as served:
-        yield served
 
 
 @pytest_asyncio.fixture(scope="package", autouse=True)
