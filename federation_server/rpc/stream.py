@@ -98,6 +98,9 @@ class NeuronStream:
         parts.metrics.streams.inc()
         reader: asyncio.Task[None] | None = None
         try:
+            # By itself, because the first write would send it along: if that is cut short, grpc
+            # sends it again with the status, which fails, and the neuron waits for ever.
+            await self._context.send_initial_metadata(())
             async with _while_it_reads(session):
                 await self._context.write(self._welcome(session, opened))
                 for command_id, attempt in opened.astray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 
 import grpc
@@ -314,6 +315,18 @@ async def test_a_neuron_that_does_not_obey_the_reconnect_keeps_no_drain_and_is_t
         retry = error_details_pb2.RetryInfo()
         assert any(detail.Unpack(retry) for detail in status.details)
         assert abs(retry.retry_delay.ToMilliseconds() - after) <= 1
+
+
+async def test_a_stream_whose_welcome_is_cut_short_still_ends_with_its_status(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "LAST_WORDS_TIMEOUT_S", 0.0)
+    token = await federation.register("n")
+    federation.app.sessions.send_home(timedelta(seconds=1))
+    neuron = BareNeuron(federation, token)
+    with suppress(AssertionError, grpc.aio.AioRpcError):
+        await neuron.hello()
+    assert (await neuron.end())[0] is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_stream_that_opens_while_the_server_drains_is_sent_home_as_well(
