@@ -28,6 +28,7 @@ from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
+from federation_server.live.rollup import Rollup
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
 from federation_server.live.sweeper import Sweeper
@@ -99,9 +100,9 @@ class App:
             offline_after=settings.offline_after,
             lost_after=settings.command_lost_after,
             patience=settings.presence_patience,
-            heartbeat_retention=settings.heartbeat_retention,
-            analytics_retention=settings.analytics_retention,
+            retention=settings.retention,
         )
+        self.rollup = Rollup(database, self.metrics)
         self.health = Health()
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
@@ -161,6 +162,7 @@ class App:
                         self.watchers.run,
                         self.notifier.run,
                         self.sweeper.run,
+                        self.rollup.run,
                         self.lease.run,
                     )
                 ]
@@ -227,7 +229,7 @@ class App:
                     changed=self._commands_changed,
                 )
             ),
-            analytics=AnalyticsServicer(self.database),
+            analytics=AnalyticsServicer(self.database, self.settings.retention),
             access=AccessServicer(self.database),
         )
 

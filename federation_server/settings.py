@@ -10,9 +10,10 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Span = Annotated[timedelta, Field(gt=timedelta())]
@@ -99,8 +100,21 @@ class Settings(BaseSettings):
         default=timedelta(days=7), description="How long heartbeats are kept. Whole days."
     )
     analytics_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
-        default=timedelta(days=30),
-        description="How long metric points and events are kept. Whole days.",
+        default=timedelta(days=8),
+        description="How long metric points are kept as they were reported, at least a day longer "
+        "than FEDERATION_LATE_REPORTS. Whole days, as the following.",
+    )
+    minute_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=30), description="How long metrics are kept added up by minute."
+    )
+    hour_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=400), description="How long metrics are kept added up by hour."
+    )
+    day_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=1830), description="How long metrics are kept added up by day."
+    )
+    event_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=30), description="How long reported events are kept."
     )
     late_reports: Annotated[timedelta, Field(ge=timedelta(days=1), le=timedelta(days=30))] = Field(
         default=timedelta(days=7),
@@ -117,6 +131,26 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] | None = Field(
         default=None, description="How log lines look; unset: for people on a terminal, else JSON."
     )
+
+    @model_validator(mode="after")
+    def _points_outlive_late_reports(self) -> Self:
+        # A minute is made anew from all its points whenever a late one comes.
+        if self.analytics_retention < self.late_reports + timedelta(days=1):
+            words = "must be at least a day longer than FEDERATION_LATE_REPORTS"
+            raise PydanticCustomError("retention", words, {"field": "analytics_retention"})
+        return self
+
+    @property
+    def retention(self) -> dict[str, timedelta]:
+        """How long each partitioned table keeps what it has."""
+        return {
+            "heartbeats": self.heartbeat_retention,
+            "metric_points": self.analytics_retention,
+            "metric_minutes": self.minute_retention,
+            "metric_hours": self.hour_retention,
+            "metric_days": self.day_retention,
+            "reported_events": self.event_retention,
+        }
 
     @property
     def address(self) -> str:
@@ -146,7 +180,8 @@ def load(**overrides: object) -> Settings:
 def _lines(error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors(include_input=False, include_url=False):
-        name = str(fault["loc"][0]).upper()
+        place = fault["loc"][0] if fault["loc"] else fault["ctx"]["field"]
+        name = str(place).upper()
         if name not in {"DATABASE_URL", "ADMIN_API_KEY"}:
             name = f"FEDERATION_{name}"
         lines.append(f"{name}: {fault['msg'].lower()}")

@@ -253,9 +253,19 @@ def placed(now: datetime, age: timedelta, *, oldest: timedelta) -> datetime:
     return now - min(max(age, timedelta()), oldest)
 
 
+_ROUND_WIDTHS_S = (
+    *(1, 2, 5, 10, 15, 30),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
+    *(3600 * hours for hours in (1, 2, 3, 6, 12)),
+    *(86400 * days for days in (1, 2, 7, 14, 28)),
+)
+
+
 def default_bucket_width(span: timedelta) -> timedelta:
-    """A sixtieth of the span, rounded up to a whole second."""
-    return timedelta(seconds=max(1, math.ceil(span.total_seconds() / 60)))
+    """A sixtieth of the span, rounded up to a width that people count in and rollups have."""
+    least = span.total_seconds() / 60
+    whole_days = timedelta(days=math.ceil(least / 86400))
+    return next((timedelta(seconds=s) for s in _ROUND_WIDTHS_S if s >= least), whole_days)
 
 
 def aligned_buckets(start: datetime, end: datetime, width: timedelta) -> int:

@@ -31,6 +31,11 @@ class Metrics:
         self.reports = Counter(
             "federation_reports", "Analytics reports received", registry=self.registry
         )
+        self.rollups = Counter(
+            "federation_rollups",
+            "Minutes, hours and days that metrics were added up for",
+            registry=self.registry,
+        )
         self.refused = Counter(
             "federation_refused",
             "Messages of neurons that were refused",

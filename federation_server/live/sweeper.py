@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import psycopg
@@ -54,10 +54,11 @@ class Sweeper:
         offline_after: timedelta,
         lost_after: timedelta,
         patience: timedelta,
-        heartbeat_retention: timedelta,
-        analytics_retention: timedelta,
+        retention: Mapping[str, timedelta],
     ) -> None:
-        """Sweeps nothing before `run`; `changed` is called with the commands that it has ended."""
+        """Sweeps nothing before `run`; `changed` is called with the commands that it has ended;
+        `retention` says how long each partitioned table keeps what it has.
+        """
         self._database = database
         self._server_id = server_id
         self._metrics = metrics
@@ -66,11 +67,7 @@ class Sweeper:
         self._offline_after = offline_after
         self._lost_after = lost_after
         self._patience_s = patience.total_seconds()
-        self._retention = {
-            "heartbeats": heartbeat_retention,
-            "metric_points": analytics_retention,
-            "reported_events": analytics_retention,
-        }
+        self._retention = retention
 
     async def run(self) -> None:
         """Sweeps whenever it is this server's turn, until it is cancelled."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import grpc.aio
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import analytics_service_pb2 as pb
 from federation.v1 import analytics_service_pb2_grpc as pb_grpc
 from federation_server.domain.analytics import aligned_buckets, default_bucket_width
+from federation_server.domain.rollup import Kept, Level, plan
 from federation_server.domain.violation import Violation
 from federation_server.rpc import errors, limits
 from federation_server.rpc.convert import optional_span, optional_time, to_duration
@@ -17,9 +20,13 @@ from federation_server.rpc.convert_analytics import (
     metric_name_to_proto,
     series_to_proto,
 )
-from federation_server.store import metric_names, metrics, neuron_list, reported_events
-from federation_server.store.database import Database, current_time
-from federation_server.store.metrics_select import MetricsQuery
+from federation_server.store import neuron_list
+from federation_server.store.analytics import events as reported_events
+from federation_server.store.analytics import names as metric_names
+from federation_server.store.analytics import query as metrics
+from federation_server.store.analytics import rollups
+from federation_server.store.analytics.statements import MetricsQuery
+from federation_server.store.database import Database, current_time, driver
 
 DEFAULT_SPAN = timedelta(hours=1)
 MAX_BUCKETS_OF_A_SERIES = 10_000
@@ -28,9 +35,10 @@ MAX_BUCKETS_OF_A_SERIES = 10_000
 class AnalyticsServicer(pb_grpc.AnalyticsServiceServicer):
     """Answers admins' questions about metrics and events."""
 
-    def __init__(self, database: Database) -> None:
-        """Serves from `database`."""
+    def __init__(self, database: Database, retention: Mapping[str, timedelta]) -> None:
+        """Serves from `database`, whose tables keep what they have for so long."""
         self._database = database
+        self._retention = retention
 
     async def QueryMetrics(
         self,
@@ -40,7 +48,8 @@ class AnalyticsServicer(pb_grpc.AnalyticsServiceServicer):
         """See the contract."""
         limits.check(request)
         async with self._database.begin() as connection:
-            asked = _query(request, await current_time(connection))
+            now = await current_time(connection)
+            asked = _query(request, now, await self._kept(connection, now))
             try:
                 found, truncated = await metrics.query(connection, asked)
             except metrics.QueryTooSlow as error:
@@ -50,6 +59,15 @@ class AnalyticsServicer(pb_grpc.AnalyticsServiceServicer):
             truncated=truncated,
             bucket_width=to_duration(asked.bucket_width),
         )
+
+    async def _kept(self, connection: AsyncConnection, now: datetime) -> list[Kept]:
+        """What there is of each level, from fine to coarse."""
+        until = await rollups.rolled_up_until(await driver(connection))
+        kept = [Kept(Level.POINT, now - self._retention["metric_points"], now)]
+        for level, table in rollups.TABLES.items():
+            since = now - self._retention[table]
+            kept.append(Kept(level, since, until.get(level) or since))
+        return kept
 
     async def ListMetricNames(
         self,
@@ -91,7 +109,7 @@ class AnalyticsServicer(pb_grpc.AnalyticsServiceServicer):
         )
 
 
-def _query(request: pb.QueryMetricsRequest, now: datetime) -> MetricsQuery:
+def _query(request: pb.QueryMetricsRequest, now: datetime, kept: Sequence[Kept]) -> MetricsQuery:
     """What a checked request asks for, with defaults filled in.
 
     Raises:
@@ -115,6 +133,7 @@ def _query(request: pb.QueryMetricsRequest, now: datetime) -> MetricsQuery:
         end_time=end_time,
         bucket_width=width,
         group_by=list(dict.fromkeys(request.group_by)),
+        segments=plan(start_time, end_time, width, kept),
     )
 
 

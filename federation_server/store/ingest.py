@@ -28,7 +28,7 @@ from federation_server.domain.command import CommandUpdate, answers_cancel
 from federation_server.domain.command import apply as change
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
-from federation_server.store import ingest_analytics
+from federation_server.store.analytics import ingest as ingest_analytics
 from federation_server.store.database import Connection
 from federation_server.store.ledger import changes, following
 from federation_server.store.ledger.changes import ChangedCommand

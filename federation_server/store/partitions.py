@@ -1,7 +1,8 @@
-"""Daily partitions of the histories: made before they are needed, dropped when they are too old.
+"""Partitions of the histories: made before they are needed, dropped when they are too old.
 
-A partition is named after its table and its day in UTC: `heartbeats_20261121`. Days are days of
-PostgreSQL's clock; the callers say which they need.
+A partition is named after its table and its first day in UTC: `heartbeats_20261121`. Most hold one
+day, those of the coarse rollups a month. Days are days of PostgreSQL's clock; the callers say
+which they need.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from psycopg import sql
 
 from federation_server.store.database import Connection
 
-PARTITIONED_TABLES = ("heartbeats", "metric_points", "reported_events")
+_DAILY = ("heartbeats", "metric_points", "reported_events", "metric_minutes")
+_MONTHLY = ("metric_hours", "metric_days")
+PARTITIONED_TABLES = _DAILY + _MONTHLY
+
+_DAY = timedelta(days=1)
 
 DAYS_AHEAD = 2
 """How many days beyond today always have their partitions."""
@@ -42,14 +47,23 @@ async def ensure_ahead(connection: Connection) -> None:
 
 async def ensure(connection: Connection, tables: Iterable[str], days: Iterable[date]) -> None:
     """Makes the partitions of those tables for those days, where they do not exist."""
-    days = sorted(set(days))
+    days = set(days)
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         for table in tables:
             existing = {day for day, _ in await _existing(connection, table)}
-            for day in days:
-                if day not in existing:
-                    await connection.execute(_create(table, day))
+            for day in sorted({first_day(table, day) for day in days} - existing):
+                await connection.execute(_create(table, day))
+
+
+def first_day(table: str, day: date) -> date:
+    """The first day of the partition that a day is in."""
+    return day.replace(day=1) if table in _MONTHLY else day
+
+
+def next_first_day(table: str, first: date) -> date:
+    """The first day of the partition behind."""
+    return first_day(table, first + timedelta(days=31)) if table in _MONTHLY else first + _DAY
 
 
 def _create(table: str, day: date) -> sql.Composed:
@@ -59,19 +73,19 @@ def _create(table: str, day: date) -> sql.Composed:
         partition=sql.Identifier(f"{table}_{day:%Y%m%d}"),
         table=sql.Identifier(table),
         start=sql.Literal(f"{day.isoformat()}T00:00:00Z"),
-        end=sql.Literal(f"{(day + timedelta(days=1)).isoformat()}T00:00:00Z"),
+        end=sql.Literal(f"{next_first_day(table, day).isoformat()}T00:00:00Z"),
     )
 
 
 async def drop_before(connection: Connection, table: str, oldest: date) -> list[str]:
-    """Drops the partitions of days before `oldest`; returns their names.
+    """Drops the partitions that hold nothing but days before `oldest`; returns their names.
 
     Each is dropped in a transaction of its own that waits for its lock for a second at the most,
     so that a long query delays the next sweep and not the writer.
     """
     dropped = []
     for day, partition in await _existing(connection, table):
-        if day < oldest:
+        if next_first_day(table, day) <= oldest:
             async with connection.transaction():
                 await connection.execute("SET LOCAL lock_timeout = '1s'")
                 await connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(partition)))

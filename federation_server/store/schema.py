@@ -31,6 +31,7 @@ from federation_server.domain.access import Role
 from federation_server.domain.analytics import MetricKind, Severity
 from federation_server.domain.command import CommandState, Execution
 from federation_server.domain.neuron import Activity, Lifecycle, Presence
+from federation_server.domain.rollup import Level
 
 metadata = MetaData()
 
@@ -49,8 +50,19 @@ EXECUTION = _enum(Execution, "execution")
 METRIC_KIND = _enum(MetricKind, "metric_kind")
 SEVERITY = _enum(Severity, "severity")
 ROLE = _enum(Role, "role")
+ROLLUP_LEVEL = _enum(Level, "rollup_level")
 
-ENUMS = (LIFECYCLE, PRESENCE, ACTIVITY, COMMAND_STATE, EXECUTION, METRIC_KIND, SEVERITY, ROLE)
+ENUMS = (
+    LIFECYCLE,
+    PRESENCE,
+    ACTIVITY,
+    COMMAND_STATE,
+    EXECUTION,
+    METRIC_KIND,
+    SEVERITY,
+    ROLE,
+    ROLLUP_LEVEL,
+)
 
 
 def _neuron_key(*, primary_key: bool = True) -> Column[str]:
@@ -328,6 +340,44 @@ metric_points = Table(
     Column("max", Double),
     Column("bounds", ARRAY(Double)),
     Column("bucket_counts", ARRAY(BigInteger)),
+)
+
+
+def _rollup(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("series_id", BigInteger, nullable=False),
+        Column("bucket_time", _TIME, nullable=False),
+        Column("count", BigInteger, nullable=False),
+        Column("sum", Double, nullable=False),
+        Column("min", Double),
+        Column("max", Double),
+        Column("bounds", ARRAY(Double)),
+        Column("bucket_counts", ARRAY(BigInteger)),
+    )
+
+
+# Points added up by minute, hour and day; one row for each series and bucket, of histograms one for
+# each set of bounds in it. In daily partitions (minutes) and monthly ones, by bucket_time.
+metric_minutes = _rollup("metric_minutes")
+metric_hours = _rollup("metric_hours")
+metric_days = _rollup("metric_days")
+
+# The buckets that have to be made anew, because points have come since; any may be named twice.
+stale_rollups = Table(
+    "stale_rollups",
+    metadata,
+    Column("level", ROLLUP_LEVEL, nullable=False),
+    Column("bucket_time", _TIME, nullable=False),
+)
+
+# Up to when each level has been made.
+rollup_levels = Table(
+    "rollup_levels",
+    metadata,
+    Column("level", ROLLUP_LEVEL, primary_key=True),
+    Column("until_time", _TIME),
 )
 
 # What neurons noted, in daily partitions by event_time.

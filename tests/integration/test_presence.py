@@ -159,8 +159,7 @@ def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweep
         offline_after=OFFLINE_AFTER,
         lost_after=timedelta(minutes=15),
         patience=patience,
-        heartbeat_retention=timedelta(days=7),
-        analytics_retention=timedelta(days=30),
+        retention={},
     )
 
 

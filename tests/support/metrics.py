@@ -11,8 +11,13 @@ from sqlalchemy import func, insert
 
 from federation.v1 import analytics_service_pb2_grpc as pb_grpc
 from federation_server.domain.analytics import Histogram, MetricKind
+from federation_server.domain.rollup import Level
 from federation_server.rpc.analytics import AnalyticsServicer
-from federation_server.store.database import Database
+from federation_server.settings import Settings
+from federation_server.store import presence
+from federation_server.store.analytics import rollups
+from federation_server.store.database import Database, driver
+from federation_server.store.pipeline import pipeline
 from federation_server.store.schema import metric_points, metric_series
 from tests.support.servers import serving
 
@@ -22,7 +27,7 @@ Analytics: TypeAlias = "pb_grpc.AnalyticsServiceAsyncStub"  # a name for type ch
 @asynccontextmanager
 async def serving_analytics(database: Database) -> AsyncIterator[Analytics]:
     """AnalyticsService, served."""
-    servicer = AnalyticsServicer(database)
+    servicer = AnalyticsServicer(database, Settings().retention)
     async with serving(
         lambda server: pb_grpc.add_AnalyticsServiceServicer_to_server(servicer, server)
     ) as channel:
@@ -55,6 +60,14 @@ async def report(
         for time, value in points.items():
             row = {"series_id": series_id, "point_time": time, **_columns(value)}
             await connection.execute(insert(metric_points).values(row))
+        async with pipeline(await driver(connection)) as send:
+            rollups.mark(send, Level.MINUTE, points)
+
+
+async def roll_up(database: Database, *, now: datetime | None = None) -> int:
+    """Adds up all that has ended by then (now: by PostgreSQL's clock); says how many buckets."""
+    async with await database.connect("test") as connection:
+        return await rollups.roll_up(connection, now or await presence.clock(connection))
 
 
 def _columns(value: float | Histogram) -> dict[str, Any]:

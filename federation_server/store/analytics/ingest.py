@@ -8,7 +8,10 @@ from datetime import datetime, timedelta
 import orjson
 
 from federation_server.domain.analytics import AnalyticsReport, Histogram, MetricPoint, placed
+from federation_server.domain.rollup import Level
+from federation_server.store.analytics import rollups
 from federation_server.store.database import Connection
+from federation_server.store.pipeline import pipeline
 
 # Two batches may meet the same new series; the one that comes second waits, and updates.
 _SERIES = """
@@ -57,12 +60,16 @@ async def _write_points(
     series = await _series(connection, reports)
     if not series:
         return
+    times = set()
     async with connection.cursor() as cursor, cursor.copy(_COPY_POINTS) as copy:
         for neuron_id, report in reports:
             time = placed(now, report.age, oldest=oldest)
+            times.add(time)
             for point in report.points:
                 series_id = series[_key(neuron_id, point)]
                 await copy.write_row((series_id, time, *_values(point.value)))
+    async with pipeline(connection) as send:
+        rollups.mark(send, Level.MINUTE, times)
 
 
 def _values(value: float | Histogram) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ from federation_server.domain.analytics import (
     histogram_bucket,
     numbers_bucket,
 )
-from federation_server.store.metrics_select import (
+from federation_server.store.analytics.statements import (
     MetricsQuery,
     select_histograms,
     select_numbers,

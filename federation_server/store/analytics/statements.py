@@ -13,29 +13,55 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     DateTime,
+    FromClause,
     Interval,
     Select,
     Subquery,
     case,
+    cast,
     collate,
     func,
     literal,
     select,
     true,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from federation_server.domain.analytics import MetricKind
-from federation_server.store.schema import metric_points, metric_series, neuron_states, neurons
+from federation_server.domain.rollup import Level, Segment
+from federation_server.store.analytics.rollups import LARGEST
+from federation_server.store.schema import (
+    metric_days,
+    metric_hours,
+    metric_minutes,
+    metric_points,
+    metric_series,
+    neuron_states,
+    neurons,
+)
+
+_ROWS: Mapping[Level, FromClause] = {
+    Level.POINT: select(
+        metric_points.c.series_id,
+        metric_points.c.point_time.label("bucket_time"),
+        func.coalesce(metric_points.c.count, 1).label("count"),
+        func.coalesce(metric_points.c.value, metric_points.c.sum).label("sum"),
+        func.coalesce(metric_points.c.value, metric_points.c.min).label("min"),
+        func.coalesce(metric_points.c.value, metric_points.c.max).label("max"),
+        metric_points.c.bounds,
+        metric_points.c.bucket_counts,
+    ).subquery("rows"),
+    Level.MINUTE: metric_minutes,
+    Level.HOUR: metric_hours,
+    Level.DAY: metric_days,
+}
+"""Each level in the shape of rollups."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_LARGEST = 1e290
-"""Values beyond this are added up as this: PostgreSQL refuses a sum that overflows, and one absurd
-value must not make the whole fleet's metric unreadable.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +77,8 @@ class MetricsQuery:
     bucket_width: timedelta
     group_by: Sequence[str]
     """Each "neuron_id", "type" or "labels.<key>"."""
+    segments: Sequence[Segment]
+    """From which rollups [start_time, end_time) is read."""
 
 
 def _chosen(asked: MetricsQuery) -> Subquery:
@@ -79,25 +107,27 @@ def _group(name: str) -> ColumnElement[str]:
 
 
 def _points(asked: MetricsQuery, *, histograms: bool) -> Subquery:
-    """The points that are asked for, with their group and the beginning of their bucket."""
-    chosen, points = _chosen(asked), metric_points.c
+    """What is read of each segment, with its group and the beginning of its bucket."""
+    chosen = _chosen(asked)
     width = literal(asked.bucket_width, Interval)
     origin = literal(_EPOCH, DateTime(timezone=True))
     is_histogram = chosen.c.kind == MetricKind.HISTOGRAM
-    return (
+    parts = [
         select(
             *(column for column in chosen.c if column.name != "series_id"),
-            func.date_bin(width, points.point_time, origin).label("bucket"),
-            *(column for column in points if column.name not in {"series_id", "point_time"}),
+            func.date_bin(width, rows.c.bucket_time, origin).label("bucket"),
+            *(column for column in rows.c if column.name not in {"series_id", "bucket_time"}),
         )
-        .join(metric_points, points.series_id == chosen.c.series_id)
+        .join(rows, rows.c.series_id == chosen.c.series_id)
         .where(
             is_histogram if histograms else ~is_histogram,
-            points.point_time >= asked.start_time,
-            points.point_time < asked.end_time,
+            rows.c.bucket_time >= segment.start,
+            rows.c.bucket_time < segment.end,
         )
-        .subquery("points")
-    )
+        for segment in asked.segments
+        for rows in (_ROWS[segment.level],)
+    ]
+    return union_all(*parts).subquery("points")
 
 
 def _keys(rows: Subquery) -> list[ColumnElement[Any]]:
@@ -114,15 +144,21 @@ def _in_order(keys: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
 
 
 def _summed(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.sum(func.least(func.greatest(column, -_LARGEST), _LARGEST))
+    return func.sum(func.least(func.greatest(column, -LARGEST), LARGEST))
 
 
 def select_numbers(asked: MetricsQuery) -> Select[Any]:
     """Of counters and gauges: how many points, their sum, the least and the greatest value."""
     points = _points(asked, histograms=False)
-    keys, value = _keys(points), points.c.value
+    keys, of = _keys(points), points.c
     return (
-        select(*keys, func.count(), _summed(value), func.min(value), func.max(value))
+        select(
+            *keys,
+            cast(func.sum(of.count), BigInteger),
+            _summed(of.sum),
+            func.min(of.min),
+            func.max(of.max),
+        )
         .group_by(*keys)
         .order_by(*_in_order(keys))
     )

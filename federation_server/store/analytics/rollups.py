@@ -1,0 +1,176 @@
+"""Points added up by minute, those by hour, and those by day.
+
+Whoever writes points leaves a mark for each minute that they fall into (`stale`), in the same
+transaction. `roll_up` takes the marks of buckets that have ended, makes those buckets anew from the
+level below, and leaves marks for the level above. So a report that comes days late ends up in every
+level, and a crash at any point repeats nothing and loses nothing: what is made anew twice is the
+same. One server does this at a time (live/rollup.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from federation_server.domain.rollup import WIDTHS, Level, floor
+from federation_server.store import partitions
+from federation_server.store.database import Connection, bounded
+from federation_server.store.pipeline import Pipeline, pipeline
+
+SETTLES_AFTER = timedelta(seconds=10)
+"""How long after its end a minute is added up: most of its reports are there by then."""
+
+AT_A_TIME = 30
+"""How many buckets one transaction makes."""
+
+STEP_TIMEOUT_S = 60.0
+"""How long one of these transactions may take before its connection is given up."""
+
+LARGEST = 1e290
+"""Values beyond this are added up as this: PostgreSQL refuses a sum that overflows, and one absurd
+value must not make the whole fleet's metric unreadable.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollup:
+    """A level's table, and where it comes from."""
+
+    level: Level
+    table: str
+    source: str
+
+
+_POINTS = f"""(
+    SELECT series_id, point_time AS bucket_time, coalesce(count, 1) AS count,
+        least(greatest(coalesce(value, sum), -{LARGEST}), {LARGEST}) AS sum,
+        coalesce(value, min) AS min, coalesce(value, max) AS max, bounds, bucket_counts
+    FROM metric_points
+)"""
+"""Points in the shape of rollups: a number is one observation."""
+
+ROLLUPS = (
+    _Rollup(Level.MINUTE, "metric_minutes", _POINTS),
+    _Rollup(Level.HOUR, "metric_hours", "metric_minutes"),
+    _Rollup(Level.DAY, "metric_days", "metric_hours"),
+)
+TABLES = {rollup.level: rollup.table for rollup in ROLLUPS}
+
+_MARK = b"""
+INSERT INTO stale_rollups (level, bucket_time)
+SELECT $1::rollup_level, unnest($2::timestamptz[])
+"""
+
+_STALE = b"""
+SELECT DISTINCT bucket_time FROM stale_rollups
+WHERE level = $1::rollup_level AND bucket_time < $2::timestamptz
+ORDER BY bucket_time LIMIT $3::int8
+"""
+
+_TAKE = b"""
+DELETE FROM stale_rollups WHERE level = $1::rollup_level AND bucket_time = ANY ($2::timestamptz[])
+"""
+
+_UNTIL = b"UPDATE rollup_levels SET until_time = $2::timestamptz WHERE level = $1::rollup_level"
+
+_READ_UNTIL = b"SELECT level::text, until_time FROM rollup_levels"
+
+
+def _whole(count: str) -> str:
+    """A count that may be more than a bigint holds, as the most that this does."""
+    return f"least({count}, {2**63 - 1})::int8"
+
+
+def _forget(rollup: _Rollup) -> bytes:
+    return f"DELETE FROM {rollup.table} WHERE bucket_time = ANY ($1::timestamptz[])".encode()
+
+
+# A histogram gives one row for each of its places; so whatever is added up over histograms with the
+# same bounds is the same at each place. The extremes are known if every histogram that holds
+# anything knows its.
+def _add_up(rollup: _Rollup) -> bytes:
+    read = f"""
+        SELECT s.series_id, b.bucket_time, s.count, s.sum, s.min, s.max, s.bounds, s.bucket_counts
+        FROM unnest($1::timestamptz[]) AS b (bucket_time)
+        JOIN {rollup.source} s ON s.bucket_time >= b.bucket_time
+            AND s.bucket_time < b.bucket_time + $2::interval
+    """
+    return f"""
+    INSERT INTO {rollup.table}
+        (series_id, bucket_time, count, sum, min, max, bounds, bucket_counts)
+    SELECT series_id, bucket_time, {_whole("sum(count)")},
+        sum(least(greatest(sum, -{LARGEST}), {LARGEST})), min(min), max(max), NULL, NULL
+    FROM ({read}) AS numbers WHERE bounds IS NULL
+    GROUP BY series_id, bucket_time
+    UNION ALL
+    SELECT series_id, bucket_time, {_whole("max(count)")}, max(sum), max(least), max(greatest),
+        bounds, array_agg(number ORDER BY place)
+    FROM (
+        SELECT series_id, bucket_time, bounds, place, {_whole("sum(number)")} AS number,
+            sum(count) AS count, sum(least(greatest(sum, -{LARGEST}), {LARGEST})) AS sum,
+            CASE WHEN bool_and(min IS NOT NULL) FILTER (WHERE count > 0)
+                 THEN min(min) FILTER (WHERE count > 0) END AS least,
+            CASE WHEN bool_and(max IS NOT NULL) FILTER (WHERE count > 0)
+                 THEN max(max) FILTER (WHERE count > 0) END AS greatest
+        FROM ({read}) AS histograms
+        CROSS JOIN unnest(bucket_counts) WITH ORDINALITY AS u (number, place)
+        WHERE bounds IS NOT NULL
+        GROUP BY series_id, bucket_time, bounds, place
+    ) AS places
+    GROUP BY series_id, bucket_time, bounds
+    """.encode()
+
+
+_STATEMENTS = {rollup.level: (_forget(rollup), _add_up(rollup)) for rollup in ROLLUPS}
+
+
+def mark(send: Pipeline, level: Level, times: Iterable[datetime]) -> None:
+    """Says that the buckets of that level that those times are in have to be made anew."""
+    buckets = sorted({floor(time, WIDTHS[level]) for time in times})
+    if buckets:
+        send(_MARK, level, buckets)
+
+
+async def roll_up(connection: Connection, now: datetime) -> int:
+    """Makes anew what has changed, at all levels, and says how many buckets that were. `now` is
+    PostgreSQL's time.
+    """
+    made = 0
+    until = now - SETTLES_AFTER
+    for place, rollup in enumerate(ROLLUPS):
+        until = floor(until, WIDTHS[rollup.level])
+        above = ROLLUPS[place + 1].level if place + 1 < len(ROLLUPS) else None
+        while buckets := await _stale(connection, rollup.level, until):
+            with bounded(connection, STEP_TIMEOUT_S):
+                await _make(connection, rollup, buckets, above)
+            made += len(buckets)
+        async with pipeline(connection) as send:
+            send(_UNTIL, rollup.level, until)
+    return made
+
+
+async def _stale(connection: Connection, level: Level, until: datetime) -> list[datetime]:
+    async with pipeline(connection) as send:
+        return [bucket for (bucket,) in await send(_STALE, level, until, AT_A_TIME)]
+
+
+async def _make(
+    connection: Connection, rollup: _Rollup, buckets: list[datetime], above: Level | None
+) -> None:
+    days = {bucket.date() for bucket in buckets}
+    await partitions.ensure(connection, (rollup.table,), days)
+    forget, add_up = _STATEMENTS[rollup.level]
+    async with pipeline(connection, transaction=True) as send:
+        # The marks go first: what is marked from here on is seen by the next round.
+        send(_TAKE, rollup.level, buckets)
+        send(forget, buckets)
+        send(add_up, buckets, WIDTHS[rollup.level])
+        if above is not None:
+            mark(send, above, buckets)
+
+
+async def rolled_up_until(connection: Connection) -> dict[Level, datetime | None]:
+    """Up to when each level has been made; None for one that has not been begun."""
+    async with pipeline(connection) as send:
+        return {Level(level): until for level, until in await send(_READ_UNTIL)}
