@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +11,14 @@ import typer
 from federation.v1 import analytics_service_pb2 as pb
 from federation_server.console import values
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.plot import plot as draw
 from federation_server.console.render import Column, Output
 from federation_server.console.wire import duration, timestamp
 from federation_server.console.wording import (
     NOTHING,
     absolute,
     enum,
+    moment,
     number,
     pairs,
     relative,
@@ -37,6 +39,9 @@ FIGURES: dict[int, tuple[str, ...]] = {
     pb.METRIC_KIND_HISTOGRAM: ("rate", "mean", "p50", "p90", "p99", "max", "count"),
 }
 """What means something for each kind, in the order of its columns."""
+
+DEFAULT_SPAN = timedelta(hours=1)
+"""The contract's."""
 
 TITLES = {"rate": "RATE/S", "count": "POINTS"}
 GAP = "…"
@@ -70,7 +75,7 @@ def show(
             parser=values.span,
             metavar="SPAN",
             help="A row's width.",
-            show_default="a 60th of it all",
+            show_default="about a 60th of it all",
         ),
     ] = None,
     group_by: Annotated[
@@ -79,6 +84,9 @@ def show(
             help="A table for each neuron_id, type or labels.KEY; may be repeated.",
         ),
     ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw it instead: a line a figure, a gap is a gap.")
+    ] = False,
 ) -> None:
     """One metric over time: a table a group, a row a bucket. What has no points is a gap."""
     federation, out = session.federation, session.out
@@ -99,10 +107,11 @@ def show(
         out.note(
             f"no point of {name} in that time (`federation metrics names` lists what there is)"
         )
+    drawn = _span(request) if plot else None
     for index, series in enumerate(answer.series):
         if index:
             out.line()
-        _print(out, name, series, answer.bucket_width)
+        _print(out, name, series, answer.bucket_width, drawn)
     if answer.truncated:
         out.note("the first 1000 groups; filter or group less to see all")
 
@@ -135,10 +144,26 @@ def names(
         out.table(columns, rows)
 
 
-def _print(out: Output, name: str, series: pb.MetricSeries, width: Duration) -> None:
+def _span(request: pb.QueryMetricsRequest) -> tuple[datetime, datetime]:
+    """What was asked for, where the request leaves it to the federation as that fills it in."""
+    end = moment(request.end_time) or datetime.now(UTC)
+    start = moment(request.start_time) or end - DEFAULT_SPAN
+    return start, end
+
+
+def _print(
+    out: Output,
+    name: str,
+    series: pb.MetricSeries,
+    width: Duration,
+    drawn: tuple[datetime, datetime] | None,
+) -> None:
     kind, unit = _kind(series.kind), f", {series.unit}" if series.unit else ""
     group = pairs(series.group.items())
     out.line(f"{name}  {group}{'  ' if group else ''}({kind.lower()}{unit}, each {span(width)})")
+    if drawn is not None:
+        out.drawing(draw(series, *drawn, width.ToTimedelta(), color=out.colored))
+        return
     figures = FIGURES.get(series.kind, ("sum", "mean", "count"))
     columns = [Column("FROM")]
     columns += [Column(TITLES.get(figure, figure.upper()), right=True) for figure in figures]

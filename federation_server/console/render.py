@@ -65,6 +65,7 @@ class Output:
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self.tty = sys.stdout.isatty()
+        self.colored = self.tty and not os.environ.get("NO_COLOR")
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
@@ -99,6 +100,10 @@ class Output:
         grid.add_column(overflow="fold")
         grid.add_row(head, plain(body))
         self.console.print(grid)
+
+    def drawing(self, text: str) -> None:
+        """Prints what was drawn by us, colours and all."""
+        print(text, flush=True)  # noqa: T201 - what this is for
 
     def note(self, text: str) -> None:
         """Says something about the results, on stderr."""

@@ -730,6 +730,49 @@ def test_a_gap_is_shown_as_a_gap_and_not_as_a_zero(federation: ScriptedFederatio
     assert "3 without points" in rows[2]
 
 
+def _histogram_series(minutes: list[int]) -> dict[str, Any]:
+    return {
+        "kind": "METRIC_KIND_HISTOGRAM",
+        "group": {"neuron_id": "evil\x1b[31m"},
+        "buckets": [
+            {"start_time": f"2026-11-21T12:{m:02}:00Z", "count": "1", "p50": m, "p90": 2 * m}
+            for m in minutes
+        ],
+    }
+
+
+def _draw(federation: ScriptedFederation, series: list[dict[str, Any]], *options: str) -> str:
+    federation.answers["QueryMetrics"] = ParseDict(
+        {"bucket_width": "60s", "series": series}, analytics.QueryMetricsResponse()
+    )
+    span = ("--since", "2026-11-21T12:00:00Z", "--until", "2026-11-21T13:00:00Z")
+    result = run("metrics", "ms", "--plot", *span, *options)
+    assert result.exit_code == 0
+    return str(result.stdout)
+
+
+def test_a_plot_has_a_line_for_each_figure_and_no_colours_in_a_pipe(
+    federation: ScriptedFederation,
+) -> None:
+    drawn = _draw(federation, [_histogram_series(list(range(60)))])
+    assert "p50" in drawn
+    assert "p90" in drawn
+    assert "p99" not in drawn  # nobody reported it
+    assert "\x1b" not in drawn
+
+
+def test_a_plot_draws_nothing_where_there_are_no_points(federation: ScriptedFederation) -> None:
+    whole = _draw(federation, [_histogram_series(list(range(60)))]).splitlines()
+    parts = _draw(federation, [_histogram_series([*range(10), *range(50, 60)])]).splitlines()
+    gap = slice(len(whole[5]) // 2 - 8, len(whole[5]) // 2 + 8)
+    assert any(line[gap].strip() for line in whole[2:-2])
+    assert not any(line[gap].strip() for line in parts[2:-3])
+
+
+def test_a_metric_without_points_is_said_and_not_drawn(federation: ScriptedFederation) -> None:
+    assert _draw(federation, []) == ""
+
+
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
 def test_a_tokens_secret_is_all_that_goes_to_stdout(
     federation: ScriptedFederation, quiet: list[str]
