@@ -256,7 +256,7 @@ def placed(now: datetime, age: timedelta, *, oldest: timedelta) -> datetime:
 _ROUND_WIDTHS_S = (
     *(1, 2, 5, 10, 15, 30),
     *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
-    *(3600 * hours for hours in (1, 2, 3, 6, 12)),
+    *(3600 * hours for hours in (1, 2, 3, 6)),
     *(86400 * days for days in (1, 2, 7, 14, 28)),
 )
 

@@ -98,10 +98,11 @@ def _expression(tree: Filter, fields: Fields) -> ColumnElement[bool]:
         case Or(parts):
             return or_(*(_expression(part, fields) for part in parts))
         case Not(part):
-            return not_(_expression(part, fields))
+            # NULL is false here, so that NOT of it is true. Elsewhere a WHERE takes it for false by
+            # itself, and an index can be used.
+            return not_(func.coalesce(_expression(part, fields), false()))
         case Restriction() as restriction:
-            # NULL is false here, so that NOT of it is true.
-            return func.coalesce(_restriction(restriction, fields), false())
+            return _restriction(restriction, fields)
 
 
 def _restriction(restriction: Restriction, fields: Fields) -> ColumnElement[bool]:

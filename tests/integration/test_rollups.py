@@ -162,7 +162,7 @@ async def test_what_came_before_the_upgrade_is_rolled_up_as_well(
     database: Database, connection: Connection
 ) -> None:
     hour = await ago(database, days=1)
-    points = {hour + timedelta(minutes=n): 1.0 for n in range(3 * rollups.AT_A_TIME)}
+    points = {hour + timedelta(minutes=n): 1.0 for n in range(3 * rollups.AT_A_TIME[Level.MINUTE])}
     await report(database, NEURON, "rows", MetricKind.COUNTER, points)
     made = await roll_up(database)
     assert made >= len(points)

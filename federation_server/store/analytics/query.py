@@ -30,10 +30,12 @@ from federation_server.domain.analytics import (
     histogram_bucket,
     numbers_bucket,
 )
+from federation_server.store.analytics.rollups import round_places
 from federation_server.store.analytics.statements import (
     MetricsQuery,
     select_histograms,
     select_numbers,
+    select_places,
 )
 
 MAX_SERIES = 1000
@@ -134,10 +136,14 @@ async def _histograms(connection: AsyncConnection, asked: MetricsQuery) -> _Buck
     """The buckets of histograms. One bucket's rows follow each other, the fullest first: it says
     the bounds.
     """
+    places = (await connection.execute(select_places(asked))).scalar_one()
+    if places is None:
+        return
     current: tuple[list[Any], datetime, Histogram] | None = None
-    async with aclosing(_rows(connection, select_histograms(asked))) as rows:
-        async for *key, start, _, bounds, counts, total, least, greatest in rows:
-            histogram = Histogram(bounds, [int(count) for count in counts], total, least, greatest)
+    async with aclosing(_rows(connection, select_histograms(asked, round_places(places)))) as rows:
+        async for *key, start, _, bounds, found, total, least, greatest in rows:
+            counts = [int(count) for count in found[: len(bounds) + 1]]
+            histogram = Histogram(bounds, counts, total, least, greatest)
             if current is not None and current[:2] == (key, start):
                 current = (key, start, current[2].merge(histogram))
                 continue

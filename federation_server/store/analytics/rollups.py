@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 
 from federation_server.domain.rollup import WIDTHS, Level, floor
 from federation_server.store import partitions
@@ -21,7 +22,7 @@ from federation_server.store.pipeline import Pipeline, pipeline
 SETTLES_AFTER = timedelta(seconds=10)
 """How long after its end a minute is added up: most of its reports are there by then."""
 
-AT_A_TIME = 30
+AT_A_TIME = {Level.MINUTE: 30, Level.HOUR: 6, Level.DAY: 1}
 """How many buckets one transaction makes."""
 
 STEP_TIMEOUT_S = 60.0
@@ -86,43 +87,61 @@ def _forget(rollup: _Rollup) -> bytes:
     return f"DELETE FROM {rollup.table} WHERE bucket_time = ANY ($1::timestamptz[])".encode()
 
 
-# A histogram gives one row for each of its places; so whatever is added up over histograms with the
-# same bounds is the same at each place. The extremes are known if every histogram that holds
-# anything knows its.
-def _add_up(rollup: _Rollup) -> bytes:
-    read = f"""
+def _read(rollup: _Rollup, *, histograms: bool) -> str:
+    return f"""
         SELECT s.series_id, b.bucket_time, s.count, s.sum, s.min, s.max, s.bounds, s.bucket_counts
         FROM unnest($1::timestamptz[]) AS b (bucket_time)
         JOIN {rollup.source} s ON s.bucket_time >= b.bucket_time
             AND s.bucket_time < b.bucket_time + $2::interval
+        WHERE s.bounds IS {"NOT NULL" if histograms else "NULL"}
     """
+
+
+_INTO = "(series_id, bucket_time, count, sum, min, max, bounds, bucket_counts)"
+_SUM = f"sum(least(greatest(sum, -{LARGEST}), {LARGEST}))"
+
+
+def _add_numbers(rollup: _Rollup) -> bytes:
     return f"""
-    INSERT INTO {rollup.table}
-        (series_id, bucket_time, count, sum, min, max, bounds, bucket_counts)
-    SELECT series_id, bucket_time, {_whole("sum(count)")},
-        sum(least(greatest(sum, -{LARGEST}), {LARGEST})), min(min), max(max), NULL, NULL
-    FROM ({read}) AS numbers WHERE bounds IS NULL
+    INSERT INTO {rollup.table} {_INTO}
+    SELECT series_id, bucket_time, {_whole("sum(count)")}, {_SUM}, min(min), max(max), NULL, NULL
+    FROM ({_read(rollup, histograms=False)}) AS numbers
     GROUP BY series_id, bucket_time
-    UNION ALL
-    SELECT series_id, bucket_time, {_whole("max(count)")}, max(sum), max(least), max(greatest),
-        bounds, array_agg(number ORDER BY place)
-    FROM (
-        SELECT series_id, bucket_time, bounds, place, {_whole("sum(number)")} AS number,
-            sum(count) AS count, sum(least(greatest(sum, -{LARGEST}), {LARGEST})) AS sum,
-            CASE WHEN bool_and(min IS NOT NULL) FILTER (WHERE count > 0)
-                 THEN min(min) FILTER (WHERE count > 0) END AS least,
-            CASE WHEN bool_and(max IS NOT NULL) FILTER (WHERE count > 0)
-                 THEN max(max) FILTER (WHERE count > 0) END AS greatest
-        FROM ({read}) AS histograms
-        CROSS JOIN unnest(bucket_counts) WITH ORDINALITY AS u (number, place)
-        WHERE bounds IS NOT NULL
-        GROUP BY series_id, bucket_time, bounds, place
-    ) AS places
+    """.encode()
+
+
+def _count_places(rollup: _Rollup) -> bytes:
+    return f"""
+    SELECT max(cardinality(bucket_counts)) FROM ({_read(rollup, histograms=True)}) AS histograms
+    """.encode()
+
+
+# The extremes are known if every histogram that holds anything knows its.
+@cache
+def _add_histograms(rollup: _Rollup, places: int) -> bytes:
+    counts = ", ".join(_whole(f"sum(bucket_counts[{place}])") for place in range(1, places + 1))
+    return f"""
+    INSERT INTO {rollup.table} {_INTO}
+    SELECT series_id, bucket_time, {_whole("sum(count)")}, {_SUM},
+        CASE WHEN bool_and(min IS NOT NULL) FILTER (WHERE count > 0)
+             THEN min(min) FILTER (WHERE count > 0) END,
+        CASE WHEN bool_and(max IS NOT NULL) FILTER (WHERE count > 0)
+             THEN max(max) FILTER (WHERE count > 0) END,
+        bounds, (ARRAY[{counts}])[1 : cardinality(bounds) + 1]
+    FROM ({_read(rollup, histograms=True)}) AS histograms
     GROUP BY series_id, bucket_time, bounds
     """.encode()
 
 
-_STATEMENTS = {rollup.level: (_forget(rollup), _add_up(rollup)) for rollup in ROLLUPS}
+_STATEMENTS = {
+    rollup.level: (_forget(rollup), _add_numbers(rollup), _count_places(rollup))
+    for rollup in ROLLUPS
+}
+
+
+def round_places(places: int) -> int:
+    """So many or some more, so that few statements serve all histograms."""
+    return 1 << (places - 1).bit_length()
 
 
 def mark(send: Pipeline, level: Level, times: Iterable[datetime]) -> None:
@@ -152,7 +171,7 @@ async def roll_up(connection: Connection, now: datetime) -> int:
 
 async def _stale(connection: Connection, level: Level, until: datetime) -> list[datetime]:
     async with pipeline(connection) as send:
-        return [bucket for (bucket,) in await send(_STALE, level, until, AT_A_TIME)]
+        return [bucket for (bucket,) in await send(_STALE, level, until, AT_A_TIME[level])]
 
 
 async def _make(
@@ -160,12 +179,16 @@ async def _make(
 ) -> None:
     days = {bucket.date() for bucket in buckets}
     await partitions.ensure(connection, (rollup.table,), days)
-    forget, add_up = _STATEMENTS[rollup.level]
+    forget, add_numbers, count_places = _STATEMENTS[rollup.level]
+    width = WIDTHS[rollup.level]
     async with pipeline(connection, transaction=True) as send:
         # The marks go first: what is marked from here on is seen by the next round.
         send(_TAKE, rollup.level, buckets)
         send(forget, buckets)
-        send(add_up, buckets, WIDTHS[rollup.level])
+        send(add_numbers, buckets, width)
+        ((places,),) = await send(count_places, buckets, width)
+        if places:
+            send(_add_histograms(rollup, round_places(places)), buckets, width)
         if above is not None:
             mark(send, above, buckets)
 

@@ -26,10 +26,9 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import array
 
 from federation_server.domain.analytics import MetricKind
 from federation_server.domain.rollup import Level, Segment
@@ -164,43 +163,33 @@ def select_numbers(asked: MetricsQuery) -> Select[Any]:
     )
 
 
-def select_histograms(asked: MetricsQuery) -> Select[Any]:
-    """Of histograms: how many observations, the bounds, the counts of the places between them, the
-    sum, the least and the greatest observation; of each bucket the fullest first.
+def select_places(asked: MetricsQuery) -> Select[Any]:
+    """How many places the widest histogram has; NULL if there is none."""
+    return select(func.max(func.cardinality(_points(asked, histograms=True).c.bucket_counts)))
 
-    Each histogram gives one row for each of its places within; so whatever is added up over the
-    histograms with the same bounds is the same at each place.
+
+def select_histograms(asked: MetricsQuery, places: int) -> Select[Any]:
+    """Of histograms of at most so many places: how many observations, the bounds, the counts of the
+    places between them (and NULLs behind), the sum, the least and the greatest observation; of each
+    bucket the fullest first.
     """
     points = _points(asked, histograms=True)
-    unnested = (
-        func.unnest(points.c.bucket_counts)
-        .table_valued("number", with_ordinality="place")
-        .render_derived()
-    )
-    keys = [*_keys(points), points.c.bounds]
-    observed = points.c.count > 0
-    places = (
+    keys, of = _keys(points), points.c
+    observed = of.count > 0
+    total_count = func.sum(of.count)
+    counts = [func.sum(of.bucket_counts[place]) for place in range(1, places + 1)]
+    return (
         select(
             *keys,
-            unnested.c.place,
-            func.sum(unnested.c.number).label("number"),
-            func.sum(points.c.count).label("total_count"),
-            _summed(points.c.sum).label("total_sum"),
-            _known(points.c.min, observed, func.min).label("least"),
-            _known(points.c.max, observed, func.max).label("greatest"),
+            total_count,
+            of.bounds,
+            array(counts),
+            _summed(of.sum),
+            _known(of.min, observed, func.min),
+            _known(of.max, observed, func.max),
         )
-        .select_from(points.join(unnested, true()))
-        .group_by(*keys, unnested.c.place)
-        .subquery("places")
-    )
-    keys = _keys(places)
-    totals = [func.max(places.c[name]) for name in ("total_sum", "least", "greatest")]
-    total_count = func.max(places.c.total_count)
-    counts = func.array_agg(aggregate_order_by(places.c.number, places.c.place))
-    return (
-        select(*keys, total_count, places.c.bounds, counts, *totals)
-        .group_by(*keys, places.c.bounds)
-        .order_by(*_in_order(keys), total_count.desc(), places.c.bounds)
+        .group_by(*keys, of.bounds)
+        .order_by(*_in_order(keys), total_count.desc(), of.bounds)
     )
 
 
