@@ -1,4 +1,4 @@
-"""`make bench`: start-up, resident memory, the fleet's cost beside a bare echo, and commands.
+"""`make bench`: start-up, resident memory, the fleet's cost beside a bare echo, commands, queries.
 
 python -m benchmarks [--neurons N] [--seconds S] [--rounds R] …
 """
@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 
-from benchmarks import commands, fleet
+from benchmarks import commands, fleet, queries
 from benchmarks.machine import machine
 from benchmarks.processes import Served, federation
 
@@ -50,6 +50,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     fleet.add_options(parser)
     commands.add_options(parser)
+    queries.add_options(parser)
     arguments = parser.parse_args()
     print(f"machine: {machine()}\n")
     idle()
@@ -57,3 +58,5 @@ if __name__ == "__main__":
     fleet.run(arguments)
     print()
     commands.run(arguments)
+    print()
+    queries.run(arguments)
