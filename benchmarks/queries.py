@@ -176,9 +176,7 @@ LISTS = (
 
 async def query_metrics(served: Served, end: datetime, rounds: int) -> None:
     """Prints the table of QueryMetrics."""
-    print(
-        "| QueryMetrics over 30 days, 1,000 neurons | buckets | p50 ms | p95 ms |\n|---|---|---|---|"
-    )
+    print("| QueryMetrics, 30 days, 1,000 neurons | buckets | p50 ms | p95 ms |\n|---|---|---|---|")
     key = (("x-admin-key", served.admin_key),)
     async with grpc.aio.insecure_channel(served.address) as channel:
         stub = AnalyticsServiceStub(channel)

@@ -87,9 +87,13 @@ class Flow:
             await self._batch()
             return
         wanted = self._order()
-        answer = await self._call(
-            "IssueCommand", pb.IssueCommandRequest(command=wanted, request_id=str(uuid.uuid4()))
-        )
+        request = pb.IssueCommandRequest(command=wanted, request_id=str(uuid.uuid4()))
+        try:
+            answer = await self._call("IssueCommand", request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INVALID_ARGUMENT and _is_over(wanted):
+                return  # rightly refused: nobody has answered in its time
+            raise
         command_id = answer.command.command_id
         self.issued.append(command_id)
         luck = self._chance.random()
@@ -187,3 +191,9 @@ class Flow:
             finally:
                 call.cancel()
             await asyncio.sleep(0.1)
+
+
+def _is_over(wanted: pb.CommandSpec) -> bool:
+    return wanted.HasField("expire_time") and wanted.expire_time.ToDatetime(UTC) <= datetime.now(
+        UTC
+    )
