@@ -14,10 +14,10 @@ from federation_server.store.database import Connection
 from federation_server.store.pipeline import pipeline
 
 # Two batches may meet the same new series; the one that comes second waits, and updates.
-_SERIES = """
+_SERIES = b"""
 INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time)
 SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, now()
-FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
      AS b (neuron_id, name, kind, labels, unit)
 ORDER BY neuron_id, name, kind, labels
 ON CONFLICT (neuron_id, name, kind, jsonb_hash_extended(labels, 0), jsonb_hash_extended(labels, 1))
@@ -98,10 +98,11 @@ async def _series(
         labels = orjson.dumps(dict(point.labels), option=orjson.OPT_SORT_KEYS).decode()
         for column, value in zip(columns, (neuron_id, name, kind, labels, point.unit), strict=True):
             column.append(value)
-    cursor = await connection.execute(_SERIES.encode(), columns)
+    async with pipeline(connection) as send:
+        rows = await send(_SERIES, *columns)
     return {
         (neuron_id, name, kind, frozenset(labels.items())): series_id
-        for series_id, neuron_id, name, kind, labels in await cursor.fetchall()
+        for series_id, neuron_id, name, kind, labels in rows
     }
 
 
