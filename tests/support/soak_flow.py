@@ -87,9 +87,9 @@ class Flow:
             await self._batch()
             return
         wanted = self._order()
-        request = pb.IssueCommandRequest(command=wanted, request_id=str(uuid.uuid4()))
+        order = pb.IssueCommandRequest(command=wanted, request_id=str(uuid.uuid4()))
         try:
-            answer = await self._call("IssueCommand", request)
+            answer = await self._call("IssueCommand", order)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT and _is_over(wanted):
                 return  # rightly refused: nobody has answered in its time
@@ -194,6 +194,5 @@ class Flow:
 
 
 def _is_over(wanted: pb.CommandSpec) -> bool:
-    return wanted.HasField("expire_time") and wanted.expire_time.ToDatetime(UTC) <= datetime.now(
-        UTC
-    )
+    now = datetime.now(UTC)
+    return wanted.HasField("expire_time") and wanted.expire_time.ToDatetime(UTC) <= now
