@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -169,8 +169,9 @@ async def end_session(
 ) -> EndedSession | None:
     """Ends the session of a neuron that has one, and leaves the neuron with that presence.
 
-    The epoch is raised, so that nothing the session still sends is written. Without an open
-    session only a presence of OFFLINE is taken over. Returns None if no session was open.
+    The epoch is raised, so that nothing the session still sends is written; its lease is over.
+    Without an open session only a presence of OFFLINE is taken over. Returns None if no session was
+    open.
     """
     state = neuron_states.c
     open_before = (
@@ -180,7 +181,13 @@ async def end_session(
             .with_for_update(key_share=True)
         )
     ).one()
-    values: dict[str, Any] = {"session_epoch": state.session_epoch + 1}
+    values: dict[str, Any] = {
+        "session_epoch": state.session_epoch + 1,
+        # least() passes over NULL, and there may be no lease.
+        "lease_expire_time": case(
+            (state.lease_expire_time.is_not(None), func.least(state.lease_expire_time, func.now()))
+        ),
+    }
     if open_before.session_open:
         values |= {"session_open": False, "session_close_time": func.now()}
     if open_before.session_open or presence is Presence.OFFLINE:

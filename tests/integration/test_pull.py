@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -330,6 +330,19 @@ async def test_a_deactivated_neuron_pulls_nothing(federation: Federation) -> Non
     )
     _, reason, _ = await refusal(puller.pull())
     assert reason == "NEURON_DEACTIVATED"
+
+
+async def test_the_lease_of_a_neuron_that_is_deactivated_is_over(federation: Federation) -> None:
+    puller = Puller(federation, await federation.register("n"))
+    await puller.pull()
+    request = fleet_service_pb2.DeactivateNeuronRequest(neuron_id="n")
+    await federation.fleet.DeactivateNeuron(request, metadata=federation.admin)
+    answer = await federation.fleet.GetNeuron(
+        fleet_service_pb2.GetNeuronRequest(neuron_id="n"), metadata=federation.admin
+    )
+    assert answer.neuron.session.lease_expire_time.ToDatetime() <= datetime.now(UTC).replace(
+        tzinfo=None
+    )
 
 
 @pytest.mark.parametrize(
