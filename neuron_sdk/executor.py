@@ -232,8 +232,7 @@ class Executor:
         wait = delivery.expire_after
         deadline = None if wait is None else loop.time() + wait
         command = self._registry.get(delivery.type)
-        # In a thread, because the handler's own types take part, and they may do anything.
-        values = await offload(lambda: read(delivery, command))
+        values = await _read(delivery, command)
         if command is None or isinstance(values, CommandOutcome):
             outcome = values if isinstance(values, CommandOutcome) else unknown(delivery)
             await self._notes.reject(delivery.of, outcome)
@@ -408,3 +407,10 @@ class Executor:
     def _note_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._on_step()
+
+
+async def _read(delivery: Delivery, command: Command | None) -> Mapping[str, Any] | CommandOutcome:
+    if command is None or command.parameters.standard:
+        return read(delivery, command)
+    # In a thread, because the service's own types take part, and they may do anything.
+    return await offload(lambda: read(delivery, command))

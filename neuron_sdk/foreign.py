@@ -26,6 +26,18 @@ def is_foreign(hint: Any) -> bool:
     return any(_is_pydantic(part) for part in _parts(hint))
 
 
+def is_standard(hint: Any) -> bool:
+    """Whether an annotation mentions nothing but types of the standard library and msgspec, which
+    run no code of the service's when they are built.
+    """
+    return all(
+        not isinstance(part, type)
+        or part.__module__.partition(".")[0]
+        in {"builtins", "datetime", "decimal", "msgspec", "uuid"}
+        for part in _parts(hint)
+    )
+
+
 def has_meta(hint: Any) -> bool:
     """Whether an annotation mentions msgspec.Meta, which pydantic would pass over in silence."""
     return any(isinstance(part, msgspec.Meta) for part in _parts(hint))

@@ -18,7 +18,14 @@ import msgspec
 
 from neuron_sdk.context import CommandContext
 from neuron_sdk.errors import HandlerError
-from neuron_sdk.foreign import Adapter, decode_foreign, describe_foreign, has_meta, is_foreign
+from neuron_sdk.foreign import (
+    Adapter,
+    decode_foreign,
+    describe_foreign,
+    has_meta,
+    is_foreign,
+    is_standard,
+)
 from neuron_sdk.payload import JsonObject, NotJson, TooLarge, plain
 from neuron_sdk.problems import BAD_KEY, InvalidData, Problem, from_msgspec, from_pydantic
 
@@ -38,6 +45,9 @@ class Parameters:
     data_schema: JsonObject
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """The parameters that are pydantic's."""
+    standard: bool = False
+    """Whether the parameters are of standard types alone, so that to convert them runs nobody's
+    code and takes no time."""
 
     def convert(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for the handler, without its context.
@@ -162,7 +172,8 @@ def read_signature(handler: Handler) -> Parameters:
             defaults[name] = parameter.default
     shape = _make_shape(handler, fields, where)
     schema = _make_schema(shape, adapters, defaults, where)
-    return Parameters(context_name, shape, schema, adapters)
+    standard = all(is_standard(hint) for _, hint, _ in fields) and not adapters
+    return Parameters(context_name, shape, schema, adapters, standard)
 
 
 def _adapt(name: str, hint: Any, where: str) -> Adapter:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 import jsonschema
 import msgspec
@@ -255,3 +256,33 @@ def test_every_built_in_command_is_a_control_command() -> None:
         assert command.control
         assert command.description
         jsonschema.Draft202012Validator.check_schema(command.parameters.data_schema)
+
+
+class _Checked(msgspec.Struct):
+    number: int
+
+    def __post_init__(self) -> None:
+        raise ValueError("anything may happen here")
+
+
+@pytest.mark.parametrize(
+    ("hint", "standard"),
+    [
+        (str, True),
+        (list[dict[str, int | None]], True),
+        (datetime.datetime, True),
+        (Literal["a", "b"], True),
+        (Annotated[int, msgspec.Meta(ge=1)], True),
+        (_Checked, False),
+        (list[_Checked], False),
+        (Annotated[list[_Checked] | None, msgspec.Meta(max_length=2)], False),
+    ],
+)
+def test_parameters_are_standard_if_no_code_of_the_services_makes_them(
+    hint: Any, standard: bool
+) -> None:
+    def handler(value: Any) -> None:
+        del value
+
+    handler.__annotations__["value"] = hint
+    assert read_signature(handler).standard is standard
