@@ -275,7 +275,7 @@ class _Checked(msgspec.Struct):
         (Annotated[int, msgspec.Meta(ge=1)], True),
         (_Checked, False),
         (list[_Checked], False),
-        (Annotated[list[_Checked] | None, msgspec.Meta(max_length=2)], False),
+        (Annotated[list[_Checked], msgspec.Meta(max_length=2)], False),
     ],
 )
 def test_parameters_are_standard_if_no_code_of_the_services_makes_them(
