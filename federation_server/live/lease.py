@@ -9,6 +9,7 @@ those that another server closed because this one's lease had ended, and whose s
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -76,20 +77,35 @@ class Lease:
 
     async def renew(self) -> None:
         """Renews once, and says whether PostgreSQL answered."""
+        deadline = time.monotonic() + RENEW_TIMEOUT_S
+        kept = self._connection is not None
         try:
-            if self._connection is None:
-                async with asyncio.timeout(RENEW_TIMEOUT_S):
-                    self._connection = await self._database.connect("lease")
-            with bounded(self._connection, RENEW_TIMEOUT_S):
-                await servers.renew(self._connection, self._server_id, self._version)
-                await self._compare_sessions(self._connection)
+            try:
+                await self._renew(deadline)
+            except psycopg.Error:
+                if not kept or time.monotonic() >= deadline:
+                    raise
+                # What ended is a connection that was made long ago, and not yet PostgreSQL.
+                await self._renew(deadline)
         except (psycopg.Error, TimeoutError) as error:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await connection.close()
             await self._report(up=False, reason=first_line(error))
         else:
             await self._report(up=True, reason="")
+
+    async def _renew(self, deadline: float) -> None:
+        """Renews by the connection that is there, else by a new one; gives up one that fails."""
+        try:
+            if self._connection is None:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    self._connection = await self._database.connect("lease")
+            with bounded(self._connection, deadline - time.monotonic()):
+                await servers.renew(self._connection, self._server_id, self._version)
+                await self._compare_sessions(self._connection)
+        except psycopg.Error:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
+            raise
 
     async def leave(self) -> None:
         """Takes the server out of the register; without PostgreSQL the lease just ends."""

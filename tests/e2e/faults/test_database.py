@@ -69,6 +69,21 @@ async def test_an_outage_of_postgresql_ends_no_stream_loses_nothing_and_shows_at
         assert down == []
 
 
+async def test_a_lease_whose_connection_alone_has_ended_takes_postgresql_for_there(
+    server: FederationProcess, served: Served, doomed: Postgres
+) -> None:
+    await answers_again(served, doomed)
+    lease = "FROM pg_stat_activity WHERE application_name = 'federation-lease'"
+    before, said = doomed.ask(f"SELECT pid {lease}"), len(server.output)
+    doomed.do(f"SELECT pg_terminate_backend(pid) {lease}")
+
+    async def renewed() -> bool:
+        return doomed.ask(f"SELECT pid {lease} AND state = 'idle'") not in {None, before}
+
+    await eventually(renewed, describe="the lease is renewed by another connection")
+    assert "database_down" not in server.output[said:]
+
+
 async def test_postgresql_killed_under_load_loses_and_doubles_nothing(
     server: FederationProcess, served: Served, doomed: Postgres
 ) -> None:
