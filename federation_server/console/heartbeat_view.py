@@ -122,8 +122,27 @@ def _process(process: ProcessInfo) -> str:
 
 
 def _spool(spool: SpoolStatus) -> str:
-    waiting = f"{spool.pending} waiting ({size(spool.pending_bytes)})"
-    return f"{waiting}, {spool.dropped} dropped"
+    shortened = spool.shortened_results
+    parts = [
+        f"{spool.pending} waiting ({size(spool.pending_bytes)})",
+        f"{spool.dropped} dropped{_by_class(spool)}",
+    ]
+    if shortened:
+        parts.append(f"{shortened} results kept without their response")
+    if spool.in_memory:
+        parts.append("in memory: the neuron's disk does not take it")
+    return listed(*parts)
+
+
+def _by_class(spool: SpoolStatus) -> str:
+    """Nothing of a neuron that does not tell classes apart."""
+    classes = {
+        "reports": spool.dropped_reports,
+        "overtaken updates": spool.dropped_updates,
+        "reports of errors": spool.dropped_error_reports,
+    }
+    said = listed(*(f"{count} {name}" for name, count in classes.items() if count))
+    return f" ({said})" if said else ""
 
 
 def dependencies(beat: Heartbeat) -> Facts:

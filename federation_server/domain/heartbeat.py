@@ -10,7 +10,7 @@ class Heartbeat(NamedTuple):
     """A neuron's state at one moment; units as in the contract's Heartbeat.
 
     None stands for what the neuron did not say. `host`, `dependencies` and `versions` are JSON
-    text. The field names and their order are those of the table `heartbeats` after `epoch`.
+    text. The field names are those of the columns of the table `heartbeats`.
     """
 
     heartbeat_time: datetime | None
@@ -43,6 +43,11 @@ class Heartbeat(NamedTuple):
     spool_pending: int | None
     spool_pending_bytes: int | None
     spool_dropped: int | None
+    spool_dropped_reports: int | None
+    spool_dropped_updates: int | None
+    spool_dropped_error_reports: int | None
+    spool_shortened_results: int | None
+    spool_in_memory: bool | None
     running_commands: int
     host: str | None
     dependencies: str | None

@@ -48,6 +48,7 @@ _APPLICATION = (
     "response_ms_sum",
 )
 _PROCESS = ("pid", "threads", "rss_bytes", "open_files")
+_SPOOL = tuple(f"spool_{field.name}" for field in heartbeat_pb2.SpoolStatus.DESCRIPTOR.fields)
 
 
 def heartbeat_to_proto(row: Heartbeat) -> heartbeat_pb2.Heartbeat:
@@ -97,7 +98,7 @@ def _process(row: Heartbeat) -> dict[str, Any]:
 
 
 def _spool(row: Heartbeat) -> dict[str, Any]:
-    said = _said(row, ("spool_pending", "spool_pending_bytes", "spool_dropped"))
+    said = _said(row, _SPOOL)
     return {name.removeprefix("spool_"): value for name, value in said.items()}
 
 

@@ -63,7 +63,8 @@ _EXECUTION = {each: command_pb2.Execution.Value(f"EXECUTION_{each.value}") for e
 _NO_SYSTEM = (None,) * 7
 _NO_APPLICATION = (None,) * 11
 _NO_PROCESS = (None,) * 5
-_NO_SPOOL = (None,) * 3
+_NO_SPOOL = (None,) * 8
+_NONE_LOST = (None,) * 4
 
 _Row: TypeAlias = tuple[Any, ...]
 
@@ -128,7 +129,18 @@ def _process(process: heartbeat_pb2.ProcessInfo) -> _Row:
 
 
 def _spool(spool: heartbeat_pb2.SpoolStatus) -> _Row:
-    return (spool.pending, spool.pending_bytes, spool.dropped)
+    # Nearly every spool has room: what is 0 then takes none in the history.
+    lost = (
+        (
+            spool.dropped_reports,
+            spool.dropped_updates,
+            spool.dropped_error_reports,
+            spool.shortened_results,
+        )
+        if spool.dropped or spool.shortened_results
+        else _NONE_LOST
+    )
+    return (spool.pending, spool.pending_bytes, spool.dropped, *lost, spool.in_memory)
 
 
 def _host(host: heartbeat_pb2.HostInfo) -> str:

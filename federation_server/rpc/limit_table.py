@@ -156,7 +156,15 @@ _HEARTBEAT: Mapping[type[Message], Fields] = {
     ),
     heartbeat_pb2.Versions: Fields({"service": Text(128), "sdk": Text(64), "runtime": Text(128)}),
     heartbeat_pb2.SpoolStatus: Fields(
-        {"pending": COUNT, "pending_bytes": COUNT, "dropped": COUNT},
+        {
+            "pending": COUNT,
+            "pending_bytes": COUNT,
+            "dropped": COUNT,
+            "dropped_reports": COUNT,
+            "dropped_updates": COUNT,
+            "dropped_error_reports": COUNT,
+            "shortened_results": COUNT,
+        },
     ),
 }
 

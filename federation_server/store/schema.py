@@ -198,6 +198,11 @@ heartbeats = Table(
     Column("spool_pending", BigInteger),
     Column("spool_pending_bytes", BigInteger),
     Column("spool_dropped", BigInteger),
+    Column("spool_dropped_reports", BigInteger),
+    Column("spool_dropped_updates", BigInteger),
+    Column("spool_dropped_error_reports", BigInteger),
+    Column("spool_shortened_results", BigInteger),
+    Column("spool_in_memory", Boolean),
     Column("running_commands", BigInteger, nullable=False),
     # what has a shape of its own, as JSON with the contract's field names
     Column("host", JSONB),

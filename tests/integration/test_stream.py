@@ -75,7 +75,16 @@ async def test_a_heartbeat_is_kept_as_it_came(federation: Federation) -> None:
             )
         ],
         versions=heartbeat_pb2.Versions(service="1", sdk="2", runtime="3"),
-        spool=heartbeat_pb2.SpoolStatus(pending=1, pending_bytes=2, dropped=3),
+        spool=heartbeat_pb2.SpoolStatus(
+            pending=1,
+            pending_bytes=2,
+            dropped=9,
+            dropped_reports=2,
+            dropped_updates=3,
+            dropped_error_reports=4,
+            shortened_results=5,
+            in_memory=True,
+        ),
         running_commands=2,
     )
     beat.uptime.FromMilliseconds(1500)

@@ -12,8 +12,9 @@ import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from federation.v1.heartbeat_pb2 import Heartbeat, HostInfo, SpoolStatus
 from federation.v1.neuron_pb2 import Presence
-from federation_server.console import values, wording
+from federation_server.console import heartbeat_view, values, wording
 from federation_server.console.client import Address, find_key
 from federation_server.console.failure import EXIT_USAGE, Failure
 
@@ -201,3 +202,29 @@ def test_an_enum_value_of_a_newer_server_reads_as_its_number() -> None:
     assert wording.enum(Presence, Presence.PRESENCE_ONLINE) == "ONLINE"
     assert wording.enum(Presence, 0) == "-"
     assert wording.enum(Presence, 77) == "77"
+
+
+@pytest.mark.parametrize(
+    ("spool", "text"),
+    [
+        ({"pending": 3, "pending_bytes": 2048}, "3 waiting (2 KiB), 0 dropped"),
+        ({"dropped": 5}, "0 waiting (0 B), 5 dropped"),
+        (
+            {"dropped": 6, "dropped_reports": 3, "dropped_updates": 2, "dropped_error_reports": 1},
+            "0 waiting (0 B), 6 dropped (3 reports, 2 overtaken updates, 1 reports of errors)",
+        ),
+        (
+            {"shortened_results": 2},
+            "0 waiting (0 B), 0 dropped, 2 results kept without their response",
+        ),
+        (
+            {"in_memory": True},
+            "0 waiting (0 B), 0 dropped, in memory: the neuron's disk does not take it",
+        ),
+    ],
+)
+def test_a_spool_reads_as_what_waits_what_was_dropped_and_where_it_is(
+    spool: dict[str, Any], text: str
+) -> None:
+    beat = Heartbeat(spool=SpoolStatus(**spool))
+    assert ("spool", text) in heartbeat_view.facts(beat, "now", HostInfo())

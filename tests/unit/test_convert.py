@@ -124,7 +124,16 @@ FULL_HEARTBEAT: dict[str, Any] = {
         {"name": "redis", "state": "DEPENDENCY_STATE_DOWN"},
     ],
     "versions": {"service": "1", "sdk": "2", "runtime": "CPython 3.11"},
-    "spool": {"pending": "1", "pending_bytes": "2", "dropped": "3"},
+    "spool": {
+        "pending": "1",
+        "pending_bytes": "2",
+        "dropped": "15",
+        "dropped_reports": "4",
+        "dropped_updates": "5",
+        "dropped_error_reports": "6",
+        "shortened_results": "7",
+        "in_memory": True,
+    },
     "running_commands": 5,
 }
 
@@ -278,6 +287,12 @@ def test_what_a_heartbeat_does_not_say_stays_unsaid(part: str) -> None:
 def test_a_part_of_a_heartbeat_with_nothing_but_zeros_is_not_an_absent_one(part: str) -> None:
     said = heartbeat_pb2.Heartbeat()
     getattr(said, part).SetInParent()
+    assert heartbeat_to_proto(convert_stream.heartbeat(said)) == said
+
+
+@pytest.mark.parametrize("spool", [{"dropped": 3}, {"shortened_results": 2}, {"in_memory": True}])
+def test_a_spool_that_tells_only_a_part_comes_back_the_same(spool: dict[str, Any]) -> None:
+    said = heartbeat_pb2.Heartbeat(spool=heartbeat_pb2.SpoolStatus(**spool))
     assert heartbeat_to_proto(convert_stream.heartbeat(said)) == said
 
 
