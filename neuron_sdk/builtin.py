@@ -75,6 +75,7 @@ class Builtins:
                 }
                 for found in report.dependencies
             ],
+            "spool_in_memory": report.spool_in_memory,
         }
 
     async def config_update(

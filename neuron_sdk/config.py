@@ -65,8 +65,12 @@ class NeuronConfig:
     person can change: not enrolled, deactivated, its id in use. Environment: REFUSAL_RETRY.
     Default: 60."""
     spool_max_bytes: int | None = None
-    """Bytes of unacknowledged messages that are kept; beyond it the oldest analytics are dropped.
-    Environment: SPOOL_MAX_BYTES. Default: 64 MiB; at least 1 MiB."""
+    """Bytes of unacknowledged messages that are kept. Beyond it messages are dropped, each class
+    from its oldest on: reports; then updates of commands that later ones have overtaken; then
+    reports of events of severity ERROR and above. Commands' results are never dropped: they may
+    come to twice as much, beyond which they are kept without the response (the command ends as
+    FAILED, RESPONSE_LOST), and no further command is taken. Environment: SPOOL_MAX_BYTES.
+    Default: 64 MiB; at least 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,27 @@ def finish_update(of: Attempt, outcome: CommandOutcome) -> bytes:
     ).SerializeToString()
 
 
+def shortened_finish(finish: bytes) -> bytes:
+    """A finish in a few hundred bytes: without its response, its logs, and its error's details. One
+    that had a response says FAILED, because whoever waits for the response must not miss it.
+    """
+    update = session_pb2.CommandUpdate.FromString(finish)
+    finished = update.finished
+    finished.log_tail = ""
+    if finished.HasField("error"):
+        finished.error.ClearField("details")
+        finished.error.message = clean_text(finished.error.message, 256)
+    if finished.HasField("response"):
+        size = finished.response.ByteSize()
+        finished.ClearField("response")
+        finished.state = command_pb2.COMMAND_STATE_FAILED
+        finished.error.code = "RESPONSE_LOST"
+        finished.error.message = (
+            f"the handler succeeded, but the neuron's spool had no room for its {size} bytes"
+        )
+    return update.SerializeToString()
+
+
 def _to_error(fault: CommandFault) -> command_pb2.CommandError:
     details = None if fault.details is None else to_struct(fault.details)
     return command_pb2.CommandError(code=fault.code, message=fault.message, details=details)
@@ -163,14 +184,10 @@ def heartbeat_message(vitals: Vitals, *, with_host: bool) -> heartbeat_pb2.Heart
         versions=heartbeat_pb2.Versions(
             service=vitals.service_version, sdk=vitals.sdk_version, runtime=vitals.runtime
         ),
-        spool=heartbeat_pb2.SpoolStatus(
-            pending=vitals.spool.pending,
-            pending_bytes=vitals.spool.pending_bytes,
-            dropped=vitals.spool.dropped,
-        ),
         running_commands=vitals.running_commands,
     )
     _copy(vitals.application, beat.application)
+    _copy(vitals.spool, beat.spool)
     if vitals.system is not None:
         _copy(vitals.system, beat.system)
     if vitals.process is not None:

@@ -253,7 +253,10 @@ class Executor:
             raise
         if verdict is not Verdict.NEW:
             known = log_fields(delivery)
-            _log.info("delivered again", action="command.again", verdict=verdict, **known)
+            if verdict is Verdict.FULL:
+                _log.warning("left: too many results wait", action="command.left", **known)
+            else:
+                _log.info("delivered again", action="command.again", verdict=verdict, **known)
             if at_once:
                 self._free(lane)
             return

@@ -47,6 +47,8 @@ class HealthReport:
     uptime: float
     """Seconds since the process started."""
     dependencies: tuple[DependencyResult, ...] = ()
+    spool_in_memory: bool = False
+    """True while the disk does not take the spool: what waits is lost if the process ends."""
 
 
 def default_health_score(inputs: HealthInputs) -> float:
@@ -64,18 +66,20 @@ def assess(
     uptime: float,
     dependencies: tuple[DependencyResult, ...] = (),
     alert_score: float = DEFAULT_ALERT_SCORE,
+    spool_in_memory: bool = False,
 ) -> HealthReport:
     """Judge a neuron by its score and by what it needs.
 
     Unhealthy: the score is below `alert_score`, or a required dependency is DOWN. Degraded: the
-    score is below `DEGRADED_SCORE`, or any dependency is DOWN or DEGRADED. UNKNOWN alone changes
-    nothing: it says that the check failed, not the dependency.
+    score is below `DEGRADED_SCORE`, any dependency is DOWN or DEGRADED, or the disk does not take
+    the spool. UNKNOWN alone changes nothing: it says that the check failed, not the dependency.
 
     Args:
         score: what the health function answered; what is not a number counts as 0.
         uptime: seconds since the process started.
         dependencies: as last checked.
         alert_score: the neuron's alert threshold, 0 to 100.
+        spool_in_memory: whether the disk does not take the spool.
     """
     score = within_score(score)
     down = {found.required for found in dependencies if found.state is DependencyState.DOWN}
@@ -83,9 +87,9 @@ def assess(
     status: HealthStatus = "healthy"
     if score < alert_score or True in down:
         status = "unhealthy"
-    elif score < DEGRADED_SCORE or down or limping:
+    elif score < DEGRADED_SCORE or down or limping or spool_in_memory:
         status = "degraded"
-    return HealthReport(status, score, uptime, dependencies)
+    return HealthReport(status, score, uptime, dependencies, spool_in_memory)
 
 
 def within_score(score: float) -> float:

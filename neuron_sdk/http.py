@@ -216,6 +216,7 @@ def _health_page(report: HealthReport) -> Answer:
         "dependencies": [
             asdict(found) | {"state": found.state.value} for found in report.dependencies
         ],
+        "spool_in_memory": report.spool_in_memory,
     }
     return _json(HTTPStatus.SERVICE_UNAVAILABLE if unhealthy else HTTPStatus.OK, page)
 

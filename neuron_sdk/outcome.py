@@ -44,8 +44,8 @@ class CommandFault:
 
     code: str
     """A word for programs: HANDLER_RAISED, INVALID_DATA, UNKNOWN_COMMAND, EXPIRED, TIMED_OUT,
-    INTERRUPTED, CANCEL_IGNORED, INVALID_RESPONSE, RESPONSE_TOO_LARGE, PROCESS_ENDED,
-    PROCESS_FAILED, NOT_STARTED, or the handler's own."""
+    INTERRUPTED, CANCEL_IGNORED, INVALID_RESPONSE, RESPONSE_TOO_LARGE, RESPONSE_LOST,
+    PROCESS_ENDED, PROCESS_FAILED, NOT_STARTED, or the handler's own."""
     message: str
     """A sentence for people."""
     details: JsonObject | None = None

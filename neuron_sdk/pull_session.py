@@ -354,7 +354,7 @@ class PullSession:
         self, stub: SessionServiceAsyncStub, spool_id: str, message: SpooledMessage
     ) -> bool:
         """Send one message. Returns False if the spool has become another one."""
-        is_report = message.kind is MessageKind.REPORT
+        is_report = message.kind.is_report
         sequence = message.sequence
         parsed = durable_message(sequence, is_report=is_report, payload=message.payload)
         try:

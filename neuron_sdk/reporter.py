@@ -7,7 +7,7 @@ import asyncio
 from neuron_sdk.convert import report_message
 from neuron_sdk.intervals import Intervals
 from neuron_sdk.offload import offload
-from neuron_sdk.reports import Reports
+from neuron_sdk.reports import Report, Reports
 from neuron_sdk.spool import Spool
 from neuron_sdk.vitals import VitalSigns
 
@@ -58,9 +58,12 @@ class Reporter:
 
     def _spool_all(self) -> None:
         self._vitals.refresh()
-        for report in self._reports.take():
-            self._spool.report(report_message(report).SerializeToString()).result()
+        self._keep(self._reports.take())
 
     def _spool_events(self) -> None:
-        for report in self._reports.take_events():
-            self._spool.report(report_message(report).SerializeToString()).result()
+        self._keep(self._reports.take_events())
+
+    def _keep(self, reports: list[Report]) -> None:
+        for report in reports:
+            keep = self._spool.report_errors if report.grave else self._spool.report
+            keep(report_message(report).SerializeToString()).result()

@@ -1,7 +1,8 @@
 """Analytics on their way into the spool: what was measured since the last report, and events.
 
 `Reports` buffers events from any thread, bounded, and cuts what was measured into reports that fit
-the contract's limits. It knows no wire format: `Report` is a plain value.
+the contract's limits. Events of severity ERROR and above come in reports of their own, which are
+kept when others are dropped. It knows no wire format: `Report` is a plain value.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from neuron_sdk.points import HistogramValue, Point
 
 Severity = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)
+GRAVE = frozenset({"ERROR", "CRITICAL"})
 
 MAX_BUFFERED_EVENTS = 10_000
 MAX_BUFFERED_BYTES = 16 * 2**20
@@ -63,6 +65,11 @@ class Report:
     end_time: float
     points: tuple[Point, ...] = ()
     events: tuple[Event, ...] = ()
+
+    @property
+    def grave(self) -> bool:
+        """Whether it holds events of severity ERROR and above, and so nothing else."""
+        return bool(self.events) and self.events[0].severity in GRAVE
 
 
 def make_event(
@@ -117,6 +124,7 @@ class Reports:
         self._now = now
         self._lock = threading.Lock()
         self._events: deque[Event] = deque()
+        self._grave: deque[Event] = deque()
         self._bytes = 0
         self._lost = 0
         self._since = now()
@@ -127,46 +135,52 @@ class Reports:
         self._on_urgent = on_urgent
 
     def note(self, event: Event) -> None:
-        """Keep an event for the next report; beyond the bounds the oldest ones go."""
+        """Keep an event for the next report; beyond the bounds the oldest ones go, the grave ones
+        after all others.
+        """
+        grave = event.severity in GRAVE
         with self._lock:
-            self._events.append(event)
+            (self._grave if grave else self._events).append(event)
             self._bytes += event.size
-            while len(self._events) > MAX_BUFFERED_EVENTS or self._bytes > MAX_BUFFERED_BYTES:
-                self._bytes -= self._events.popleft().size
+            while (
+                len(self._events) + len(self._grave) > MAX_BUFFERED_EVENTS
+                or self._bytes > MAX_BUFFERED_BYTES
+            ):
+                self._bytes -= (self._events or self._grave).popleft().size
                 self._lost += 1
-        if event.severity in ("ERROR", "CRITICAL"):
+        if grave:
             self._on_urgent()
 
     def take_events(self) -> list[Report]:
         """Reports of the buffered events alone."""
-        events = self._drain()
-        if not events:
-            return []
-        times = [event.time for event in events]
+        grave, events = self._drain()
         now = self._now()
-        return list(_cut(min(*times, now), now, [], events))
+        start = min([now, *(event.time for event in (*grave, *events))])
+        return [*_cut(start, now, [], grave), *_cut(start, now, [], events)]
 
     def take(self) -> list[Report]:
         """Reports of all that was measured and noted since the last take."""
         points = [*self._metrics.take_report(), *self._gauges()]
-        events = self._drain()
+        grave, events = self._drain()
         # A clock that was set back must not make a span that ends before it begins.
         end = self._now()
         start, self._since = min(self._since, end), end
-        return list(_cut(start, end, points, events))
+        return [*_cut(start, end, [], grave), *_cut(start, end, points, events)]
 
-    def _drain(self) -> list[Event]:
+    def _drain(self) -> tuple[list[Event], list[Event]]:
+        """The grave events, and the others."""
         with self._lock:
             events, self._events = list(self._events), deque()
+            grave, self._grave = list(self._grave), deque()
             self._bytes = 0
             lost, self._lost = self._lost, 0
         if lost:
             _log.warning("events were dropped", action="report.events_dropped", count=lost)
-        return events
+        return grave, events
 
 
 def _cut(start: float, end: float, points: list[Point], events: list[Event]) -> Iterator[Report]:
-    """As many reports as it takes for each to be within the limits; at least one."""
+    """As many reports as it takes for each to be within the limits; none for nothing."""
     some_points: list[Point] = []
     some_events: list[Event] = []
     size = 0

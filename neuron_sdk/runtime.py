@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from neuron_sdk.builtin import Builtins
 from neuron_sdk.commands import CommandRegistry
 from neuron_sdk.config import Settings
-from neuron_sdk.convert import finish_update
+from neuron_sdk.convert import finish_update, shortened_finish
 from neuron_sdk.description import NeuronDescription
 from neuron_sdk.errors import CommandFailed
 from neuron_sdk.executor import Executor
@@ -101,6 +101,7 @@ class Runtime:
         except BaseException:
             self._state.release()
             raise
+        parts.vitals.spool_in_memory = lambda: self._spool.state.in_memory
         self._http: StatusServer | None = None
         self._http_port: int | None = None
         self._loop = asyncio.new_event_loop()
@@ -120,6 +121,7 @@ class Runtime:
             max_bytes=self._parts.settings.spool_max_bytes,
             interrupted=interrupted_update,
             not_started=not_started_update,
+            shortened=shortened_finish,
         )
 
     # ---- what others ask, in any thread

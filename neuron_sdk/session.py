@@ -28,7 +28,6 @@ from neuron_sdk.link import Link, LinkParts
 from neuron_sdk.logs import get_logger
 from neuron_sdk.payload import clean_text
 from neuron_sdk.recovery import recover
-from neuron_sdk.spool import MessageKind
 from neuron_sdk.version import __version__
 
 if TYPE_CHECKING:  # a name of the stubs' types only
@@ -303,12 +302,13 @@ class Session:
                 self._spool.next_after(sent, max_count=room, max_bytes=size)
             )
             for message in batch:
-                is_report = message.kind is MessageKind.REPORT
                 self._in_flight.append((message.sequence, len(message.payload)))
                 sent = message.sequence
                 await self._write(
                     stream,
-                    durable_message(sent, is_report=is_report, payload=message.payload),
+                    durable_message(
+                        sent, is_report=message.kind.is_report, payload=message.payload
+                    ),
                 )
 
     async def _beat(self, stream: Stream) -> None:

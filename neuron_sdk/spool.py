@@ -3,7 +3,8 @@
 One SQLite file in STATE_DIR, written by one thread, which takes everything that waits into one
 transaction. So no other thread ever waits for a disk, and a burst costs one fsync. When the disk
 is full or ill the same tables go on in memory, and back to the disk as soon as it takes them; a
-damaged file is set aside. Every method may be called by any thread.
+damaged file is set aside. What waits is bounded in bytes: see `SpoolStore` for what is dropped.
+Every method may be called by any thread.
 """
 
 from __future__ import annotations
@@ -15,20 +16,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from neuron_sdk.errors import ConfigError
 from neuron_sdk.logs import get_logger
-from neuron_sdk.spool_store import (
-    Attempt,
-    Execution,
-    MessageKind,
-    SpooledMessage,
-    SpoolStore,
-    Verdict,
-)
+from neuron_sdk.spool_disk import SpoolDisk, connect_memory, is_damage, is_full
+from neuron_sdk.spool_schema import MessageKind
+from neuron_sdk.spool_store import Attempt, Execution, SpooledMessage, SpoolStore, Verdict
 
 __all__ = [
     "Attempt",
@@ -42,7 +38,6 @@ __all__ = [
 
 _MAX_BATCH = 256
 _DISK_RETRY_S = 15.0
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 T = TypeVar("T")
 _log = get_logger(__name__)
@@ -59,7 +54,11 @@ class SpoolState:
     pending: int
     pending_bytes: int
     dropped: int
-    """Messages dropped since it was made, because it was full."""
+    """Messages dropped since it was made, because it was full; by class, as `Dropped` has them:"""
+    dropped_reports: int
+    dropped_updates: int
+    dropped_error_reports: int
+    shortened_results: int
     in_memory: bool
     """True while the disk does not take it: what it holds is lost if the process ends."""
 
@@ -98,26 +97,28 @@ class Spool:
         max_bytes: int,
         interrupted: Callable[[Attempt], bytes],
         not_started: Callable[[Attempt], bytes],
+        shortened: Callable[[bytes], bytes],
         now: Callable[[], float] = time.time,
     ) -> None:
         """Open or make the file, and end what an earlier process left unfinished.
 
         Args:
             path: the SQLite file; its folder exists.
-            max_bytes: beyond it the oldest reports are dropped.
+            max_bytes: beyond it messages are dropped, class after class: see `SpoolStore`.
             interrupted: makes the finish of an attempt that died with an earlier process.
             not_started: makes the finish of an attempt that an earlier process did not start, and
                 that nobody delivers again.
+            shortened: makes of a finish one without its response.
             now: seconds since 1970.
 
         Raises:
             ConfigError: the folder cannot be written, and says so.
         """
-        self._path = path
-        self._marker = path.with_suffix(".durable")
+        self._disk = SpoolDisk(path)
         self._max_bytes = max_bytes
         self._interrupted = interrupted
         self._not_started = not_started
+        self._shortened = shortened
         self._now = now
         self._in_memory = False
         self._retry_at = 0.0
@@ -141,8 +142,12 @@ class Spool:
     # ---- what others call
 
     def report(self, payload: bytes) -> Future[int]:
-        """Append an analytics report."""
+        """Append an analytics report; the first to be dropped."""
         return self._submit(lambda store: store.append(MessageKind.REPORT, payload))
+
+    def report_errors(self, payload: bytes) -> Future[int]:
+        """Append a report of events of severity ERROR and above; the last to be dropped."""
+        return self._submit(lambda store: store.append(MessageKind.ERROR_REPORT, payload))
 
     def accept(
         self, of: Attempt, accepted: bytes, execution: Execution = Execution.AT_LEAST_ONCE
@@ -318,7 +323,8 @@ class Spool:
             next_sequence=store.next_sequence,
             pending=store.pending,
             pending_bytes=store.pending_bytes,
-            dropped=store.dropped,
+            dropped=store.dropped.messages,
+            **asdict(store.dropped),
             in_memory=self._in_memory,
         )
 
@@ -326,20 +332,30 @@ class Spool:
 
     def _open_first(self) -> SpoolStore:
         try:
-            store = self._open_disk()
+            try:
+                return self._recovered(self._open_disk())
+            except (sqlite3.Error, OSError) as error:
+                if not is_full(error):
+                    raise
+                # A full disk is no reason not to serve, and none to forget what the file holds.
+                store = self._recovered(self._read_disk())
+                self._note_leaving(error)
+                return store
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigError(
+                f"STATE_DIR {self._disk.path.parent} cannot hold the neuron's state ({error}): "
+                "make it writable for this user, or set STATE_DIR to another folder"
+            ) from None
+
+    def _recovered(self, store: SpoolStore) -> SpoolStore:
+        """The store, after what an earlier process left unfinished in it was ended."""
+        try:
             store.connection.execute("BEGIN")
             count = store.recover(self._interrupted, self._not_started, self._now())
             store.connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and _is_full(error):
-                # A full disk is no reason not to serve.
-                store = SpoolStore(_connect(":memory:"), self._max_bytes)
-                self._note_leaving(error)
-                return store
-            raise ConfigError(
-                f"STATE_DIR {self._path.parent} cannot hold the neuron's state ({error}): make it "
-                "writable for this user, or set STATE_DIR to another folder"
-            ) from None
+        except BaseException:
+            store.connection.close()
+            raise
         if count:
             _log.warning(
                 "commands died with the last process", action="journal.interrupted", count=count
@@ -347,76 +363,81 @@ class Spool:
         return store
 
     def _open_disk(self) -> SpoolStore:
-        known = self._path.exists()
+        known = self._disk.exists
         try:
-            store = SpoolStore(self._connect_disk(), self._max_bytes)
+            store = self._store_of(self._disk.connect())
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # the disk's fault, not the file's
-            self._set_aside(error)
-            store = SpoolStore(self._connect_disk(), self._max_bytes)
-        if known and not self._marker.exists():
-            # The last process went on in memory: it gave sequences that this file never saw.
-            store.leap()
-        self._marker.touch(mode=0o600)
+            if not is_damage(error):
+                raise
+            self._disk.set_aside(error)
+            known, store = False, self._store_of(self._disk.connect())
+        try:
+            self._leap_if_behind(store, known=known)
+            self._disk.mark_complete()
+        except BaseException:
+            store.connection.close()
+            raise
         return store
 
-    def _connect_disk(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path.touch(mode=0o600)
-        self._path.chmod(0o600)
-        connection = _connect(str(self._path))
-        # WAL: a commit is one append. The limit keeps a burst from leaving a large file behind.
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        connection.execute("PRAGMA journal_size_limit = 1048576").fetchone()
-        return connection
+    def _read_disk(self) -> SpoolStore:
+        known = self._disk.exists
+        try:
+            store = self._store_of(self._disk.read())
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._disk.set_aside(error)
+            known, store = False, self._store_of(connect_memory())
+        self._leap_if_behind(store, known=known)
+        return store
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._now()))
-        aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                self._path.with_name(self._path.name + suffix).rename(f"{aside}{suffix}")
-        _log.error(
-            "the spool's file is damaged and was set aside; unsent messages in it are lost",
-            action="spool.set_aside",
-            file=str(aside),
-            error=str(error),
-        )
+    def _leap_if_behind(self, store: SpoolStore, *, known: bool) -> None:
+        if known and not self._disk.complete:
+            # The last process went on in memory: it gave sequences that this file never saw.
+            store.leap(self._now())
+
+    def _store_of(self, connection: sqlite3.Connection) -> SpoolStore:
+        try:
+            return SpoolStore(connection, self._max_bytes, self._shortened)
+        except BaseException:
+            connection.close()
+            raise
 
     def _leave_disk(self, error: sqlite3.Error) -> None:
         """Go on without the file: anew if it is damaged, in memory if the disk fails."""
         old = self._store
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED and not self._in_memory:
+        if is_damage(error) and not self._in_memory:
             with contextlib.suppress(sqlite3.Error):
                 old.connection.close()
-            self._set_aside(error)
-            with contextlib.suppress(sqlite3.Error, OSError):
-                self._store = SpoolStore(self._connect_disk(), self._max_bytes)
-                return
-        memory = _connect(":memory:")
-        with contextlib.suppress(sqlite3.Error):
-            old.connection.backup(memory)
+            self._disk.set_aside(error)
+            try:
+                self._store = self._store_of(self._disk.connect())
+            except (sqlite3.Error, OSError) as also:
+                self._store = self._store_of(connect_memory())
+                self._note_leaving(also)
+            return
+        memory = connect_memory()
         try:
-            self._store = SpoolStore(memory, self._max_bytes)
-        except sqlite3.Error:
-            self._store = SpoolStore(_connect(":memory:"), self._max_bytes)
-        self._store.handed_out = old.handed_out
+            old.connection.backup(memory)
+            self._store = self._store_of(memory)
+            self._store.handed_out = old.handed_out
+        except sqlite3.Error as unreadable:
+            # Out of the way of what will be written there once the disk is well again.
+            self._disk.set_aside(unreadable)
+            self._store = self._store_of(connect_memory())
         with contextlib.suppress(sqlite3.Error):
             old.connection.close()
         self._note_leaving(error)
 
     def _note_leaving(self, error: Exception) -> None:
-        # Removing a file works on a full disk, where a note could not be written.
-        with contextlib.suppress(OSError):
-            self._marker.unlink()
+        self._disk.mark_incomplete()
         self._in_memory = True
         self._retry_at = time.monotonic() + _DISK_RETRY_S
         _log.error(
             "the disk does not take the spool: it goes on in memory, and is lost if the process "
             "ends; make room in STATE_DIR",
             action="spool.in_memory",
-            file=str(self._path),
+            file=str(self._disk.path),
             error=str(error),
         )
 
@@ -426,32 +447,23 @@ class Spool:
         self._retry_at = time.monotonic() + _DISK_RETRY_S
         memory = self._store
         try:
-            disk = self._connect_disk()
+            disk = self._disk.connect()
             try:
                 memory.connection.backup(disk)
-                store = SpoolStore(disk, self._max_bytes)
-                self._marker.touch(mode=0o600)
+                store = self._store_of(disk)
+                self._disk.mark_complete()
             except BaseException:
                 disk.close()
                 raise
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError) as error:
+            if is_damage(error):
+                self._disk.set_aside(error)
             return
         store.handed_out = memory.handed_out
         memory.connection.close()
         self._store, self._in_memory = store, False
         self.state = self._snapshot()
-        _log.info("the spool is on disk again", action="spool.on_disk", file=str(self._path))
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    # Has an effect on an empty file alone, and only before WAL writes its first page.
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    return connection
-
-
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        _log.info("the spool is on disk again", action="spool.on_disk", file=str(self._disk.path))
 
 
 def _resolve(future: Future[Any], answer: Any) -> None:

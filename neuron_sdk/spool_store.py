@@ -10,55 +10,37 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 
-FORMAT = 1
+from neuron_sdk.spool_schema import MessageKind, prepare
+
 MAX_JOURNAL_ENTRIES = 10_000
 MAX_JOURNAL_AGE_S = 7 * 86_400.0
 MAX_JOURNAL_BYTES = 32 * 2**20
 
-# What the sequences leap by when the file may be behind what the federation has seen. Gaps are
-# allowed, giving a number twice is not: the second message would be taken for a replay.
+# Where the sequences leap to when the file may be behind what the federation has seen. Gaps are
+# allowed, giving a number twice is not: the second message would be taken for a replay. By the
+# clock, because a leap in memory leaves no trace: the next process must leap further.
 SEQUENCE_LEAP = 2**32
+SEQUENCES_PER_SECOND = 2**20
 
-_SCHEMA = """
-CREATE TABLE meta (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    spool_id TEXT NOT NULL,
-    next_sequence INTEGER NOT NULL,
-    dropped INTEGER NOT NULL
-);
-CREATE TABLE outbox (
-    sequence INTEGER PRIMARY KEY,
-    kind INTEGER NOT NULL,
-    command_id TEXT,
-    attempt INTEGER,
-    payload BLOB NOT NULL
-);
-CREATE INDEX outbox_kind ON outbox (kind, sequence);
-CREATE TABLE journal (
-    command_id TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    step INTEGER NOT NULL,
-    finish BLOB,
-    finish_sequence INTEGER,
-    change_time REAL NOT NULL,
-    PRIMARY KEY (command_id, attempt)
-);
-CREATE INDEX journal_time ON journal (change_time);
+# What is dropped when the spool is full, class after class, each from its oldest on. A step of a
+# command is overtaken once a later one of the same attempt says as much; a checkpoint only by
+# another one. Results are in no class.
+_OVERTAKEN = """
+SELECT o.sequence FROM outbox o WHERE o.kind IN (2, 3, 5) AND EXISTS (
+    SELECT 1 FROM outbox n
+    WHERE n.command_id = o.command_id AND n.attempt = o.attempt AND n.sequence > o.sequence
+        AND (o.kind <> 5 OR n.kind = 5)
+) LIMIT 1
 """
-
-
-class MessageKind(IntEnum):
-    """What a durable message is. Stored."""
-
-    REPORT = 1
-    ACCEPTED = 2
-    PROGRESS = 3
-    FINISH = 4
-    CHECKPOINT = 5
-    """Progress with a checkpoint, which no progress without one may replace."""
+_OLDEST = "SELECT sequence FROM outbox WHERE kind = %d ORDER BY sequence LIMIT 1"
+_DROPPED_IN_TURN = (
+    ("dropped_reports", _OLDEST % MessageKind.REPORT),
+    ("dropped_updates", _OVERTAKEN),
+    ("dropped_error_reports", _OLDEST % MessageKind.ERROR_REPORT),
+)
 
 
 class _Step(IntEnum):
@@ -91,6 +73,9 @@ class Verdict(StrEnum):
     """This process has it already, or answers for it: nothing to do."""
     FINISHED = "FINISHED"
     """It has ended; its finish is on its way again."""
+    FULL = "FULL"
+    """Not noted: the spool holds more than it may. It stays with the federation, which sends it
+    again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +84,27 @@ class Attempt:
 
     command_id: str
     attempt: int
+
+
+@dataclass(slots=True)
+class Dropped:
+    """What a full spool has given up since it was made. A message that had been sent, and whose
+    acknowledgement had not come, counts too.
+    """
+
+    dropped_reports: int
+    """Reports but those of the next but one."""
+    dropped_updates: int
+    """Steps of commands that a later step had overtaken."""
+    dropped_error_reports: int
+    """Reports of events of severity ERROR and above."""
+    shortened_results: int
+    """Results of commands that were kept without the response, because even they were too much."""
+
+    @property
+    def messages(self) -> int:
+        """Messages dropped, of every class."""
+        return self.dropped_reports + self.dropped_updates + self.dropped_error_reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,59 +116,61 @@ class SpooledMessage:
     payload: bytes
 
 
+_COUNTS = tuple(field.name for field in fields(Dropped))
+
+
 class SpoolStore:
     """One SQLite database with spool and journal. Not thread-safe."""
 
-    def __init__(self, connection: sqlite3.Connection, max_bytes: int) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        max_bytes: int,
+        shortened: Callable[[bytes], bytes],
+    ) -> None:
         """`connection` is in autocommit mode; an empty database is made a spool.
+
+        Args:
+            connection: the database.
+            max_bytes: beyond it messages are dropped, class after class. Results are not; beyond
+                twice as much they are kept without the response, and no new attempt is noted.
+            shortened: a finish without its response.
 
         Raises:
             sqlite3.DatabaseError: it is damaged, or of an unknown format.
         """
         self.connection = connection
         self._max_bytes = max_bytes
+        self._most_bytes = 2 * max_bytes
+        self._shortened = shortened
         self.handed_out = 0
         """The highest sequence that was read for sending: what is above it nobody has seen."""
         self._finishes_since_prune = 0
-        self._prepare()
+        prepare(connection)
+        connection.execute("PRAGMA cache_size = -512")
         self.load()
 
     def load(self) -> None:
         """Read the counters again, after opening and after a rollback."""
-        one = self.connection.execute("SELECT spool_id, next_sequence, dropped FROM meta").fetchone
-        row = one()
+        row = self.connection.execute(
+            f"SELECT spool_id, next_sequence, {', '.join(_COUNTS)} FROM meta"  # noqa: S608 - names of this module
+        ).fetchone()
         if row is None:
             raise sqlite3.DatabaseError("the spool has no identity")
         self.spool_id: str = row[0]
         self.next_sequence: int = row[1]
-        self.dropped: int = row[2]
+        self.dropped = Dropped(*row[2:])
         self.pending, self.pending_bytes, first = self.connection.execute(
             "SELECT count(*), coalesce(sum(length(payload)), 0), min(sequence) FROM outbox"
         ).fetchone()
         self.first_sequence = first or self.next_sequence
 
-    def _prepare(self) -> None:
-        run = self.connection.execute
-        found = run("PRAGMA user_version").fetchone()[0]
-        if found == FORMAT:
-            problem = run("PRAGMA quick_check(1)").fetchone()[0]
-            if problem != "ok":
-                raise sqlite3.DatabaseError(f"damaged: {problem}")
-        elif found == 0 and not run("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            spool_id = uuid.uuid4().hex
-            self.connection.executescript(
-                f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES (1, '{spool_id}', 1, 0); "  # noqa: S608 - our own id
-                f"PRAGMA user_version = {FORMAT}; COMMIT;"
-            )
-        else:
-            raise sqlite3.DatabaseError(f"unknown format {found}")
-        run("PRAGMA cache_size = -512")
-
     # ---- the spool
 
-    def leap(self) -> None:
+    def leap(self, now: float) -> None:
         """Skip sequences that may have been given before, unknown to this file."""
-        self._set_next(self.next_sequence + SEQUENCE_LEAP)
+        by_clock = int(now * SEQUENCES_PER_SECOND)
+        self._set_next(max(self.next_sequence + SEQUENCE_LEAP, by_clock))
 
     def renew_identity(self) -> None:
         """Become another spool: what waits is numbered anew from 1, under a new spool_id."""
@@ -188,9 +196,9 @@ class SpoolStore:
     def append(self, kind: MessageKind, payload: bytes, of: Attempt | None = None) -> int:
         """Take in one durable message and return its sequence.
 
-        When the bytes are more than allowed the oldest reports are dropped, and counted.
+        When the bytes are more than allowed messages are dropped, and counted: perhaps this one,
+        if all the others matter more.
         """
-        self._make_room(len(payload))
         sequence = self.next_sequence
         self.connection.execute(
             "INSERT INTO outbox VALUES (?, ?, ?, ?, ?)",
@@ -207,6 +215,7 @@ class SpoolStore:
         self.pending += 1
         self.pending_bytes += len(payload)
         self._set_next(sequence + 1)
+        self._make_room()
         return sequence
 
     def read_after(self, sequence: int, max_count: int, max_bytes: int) -> list[SpooledMessage]:
@@ -259,17 +268,18 @@ class SpoolStore:
             if finish != payload:  # else the substitute was refused as well
                 self.finish(of, finish, now)
 
-    def _make_room(self, size: int) -> None:
-        while self.pending_bytes + size > self._max_bytes:
-            oldest = self.connection.execute(
-                "SELECT sequence FROM outbox WHERE kind = ? ORDER BY sequence LIMIT 1",
-                (MessageKind.REPORT,),
-            ).fetchone()
-            if oldest is None:
-                return  # Only commands' updates are left, and they are never dropped.
-            self._forget("sequence = ?", oldest)
-            self.dropped += 1
-            self.connection.execute("UPDATE meta SET dropped = ?", (self.dropped,))
+    def _make_room(self) -> None:
+        for count, victim in _DROPPED_IN_TURN:
+            while self.pending_bytes > self._max_bytes:
+                found = self.connection.execute(victim).fetchone()
+                if found is None:
+                    break
+                self._forget("sequence = ?", found)
+                self._count(count)
+
+    def _count(self, name: str) -> None:
+        setattr(self.dropped, name, getattr(self.dropped, name) + 1)
+        self.connection.execute(f"UPDATE meta SET {name} = {name} + 1")  # noqa: S608 - a field of Dropped
 
     def _forget(self, condition: str, values: tuple[int | str, ...]) -> None:
         count, size = self.connection.execute(
@@ -348,7 +358,14 @@ class SpoolStore:
         )
 
     def finish(self, of: Attempt, finish: bytes, now: float) -> None:
-        """Note the end of an attempt, and append it."""
+        """Note the end of an attempt, and append it; without its response if there is no room for
+        it even among what is never dropped.
+        """
+        if self.pending_bytes + len(finish) > self._most_bytes:
+            shorter = self._shortened(finish)
+            if len(shorter) < len(finish):
+                finish = shorter
+                self._count("shortened_results")
         sequence = self.append(MessageKind.FINISH, finish, of)
         self.connection.execute(
             "UPDATE journal SET step = ?, finish = ?, finish_sequence = ?, change_time = ? "
@@ -432,14 +449,17 @@ class SpoolStore:
             "WHERE command_id = ? AND attempt = ?",
             (of.command_id, of.attempt),
         ).fetchone()
+        full = self.pending_bytes > self._most_bytes
         if row is None:
-            return Verdict.NEW
+            return Verdict.FULL if full else Verdict.NEW
         step, finish, finish_sequence = row
         if step != _Step.FINISHED:
             return Verdict.RUNNING
         waiting = self.connection.execute(
             "SELECT 1 FROM outbox WHERE sequence = ?", (finish_sequence,)
         ).fetchone()
+        if waiting is None and full:
+            return Verdict.FULL
         if waiting is None:
             sequence = self.append(MessageKind.FINISH, finish, of)
             self.connection.execute(

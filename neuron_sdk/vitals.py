@@ -76,6 +76,8 @@ class VitalSigns:
         self._alert_score = alert_score
         self.disk_path = Path("/")
         """On the disk that matters; the neuron's STATE_DIR once it is known."""
+        self.spool_in_memory: Callable[[], bool] = lambda: False
+        """Whether the disk does not take the spool; the runtime's answer once there is one."""
         self._service_version = service_version
         self._started = time.monotonic()
         self._refreshing = threading.Lock()
@@ -138,6 +140,7 @@ class VitalSigns:
             uptime=self.uptime_s,
             dependencies=self.checks.status(),
             alert_score=self._alert_score,
+            spool_in_memory=self.spool_in_memory(),
         )
 
     def gauges(self) -> list[Point]:

@@ -367,17 +367,18 @@ def test_a_token_is_renewed_in_the_middle_of_its_life(
 # ---- durable messages
 
 
-def test_events_travel_with_the_report_and_errors_at_once(
+def test_an_error_travels_at_once_in_a_report_of_its_own_and_takes_other_events_along(
     federation: FakeFederation, build: Start, start: Started
 ) -> None:
     neuron = start(build(analytics_interval=3600))
     federation.wait_connected(N)
     neuron.event("calm", "nothing special")
     neuron.event("disk_full", "no room", severity="ERROR", free=0)
-    reports = federation.wait_for(lambda: federation.neurons[N].reports, within=5)
-    assert [e.type for e in reports[0].events] == ["calm", "disk_full"]
-    assert reports[0].events[1].severity == report_pb2.SEVERITY_ERROR
-    assert reports[0].events[1].attributes["free"] == 0
+    reports = federation.neurons[N].reports
+    federation.wait_for(lambda: len(reports) == 2, within=5)
+    assert [[e.type for e in report.events] for report in reports] == [["disk_full"], ["calm"]]
+    assert reports[0].events[0].severity == report_pb2.SEVERITY_ERROR
+    assert reports[0].events[0].attributes["free"] == 0
 
 
 def test_measurements_travel_each_interval_and_at_the_end(

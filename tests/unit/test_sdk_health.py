@@ -81,3 +81,9 @@ def test_only_a_required_dependency_that_is_down_makes_a_neuron_unhealthy(
 @pytest.mark.parametrize(("given", "kept"), [(math.nan, 0), (-5, 0), (math.inf, 100), (101, 100)])
 def test_a_score_of_the_services_own_is_brought_into_range(given: float, kept: float) -> None:
     assert assess(given, uptime=1.0).score == kept
+
+
+def test_a_spool_that_the_disk_does_not_take_makes_a_neuron_degraded() -> None:
+    report = assess(100, uptime=1.0, spool_in_memory=True)
+    assert (report.status, report.spool_in_memory) == ("degraded", True)
+    assert assess(10, uptime=1.0, spool_in_memory=True).status == "unhealthy"

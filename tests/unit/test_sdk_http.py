@@ -100,6 +100,7 @@ def test_health_tells_status_uptime_score_and_dependencies(service: Service) -> 
                 "required": False,
             }
         ],
+        "spool_in_memory": False,
     }
 
 

@@ -259,6 +259,38 @@ def test_events_are_bounded_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch)
     assert [event.message for event in report.events] == [str(n) for n in range(15, 25)]
 
 
+def test_events_of_severity_error_and_above_come_in_reports_of_their_own_and_first() -> None:
+    metrics = Metrics()
+    reports = Reports(metrics, list)
+    for take in (reports.take, reports.take_events):
+        metrics.track_request(5)
+        for severity in ("INFO", "ERROR", "WARNING", "CRITICAL"):
+            reports.note(make_event("e", severity, severity, {}, 0.0))
+        errors, rest = take()
+        assert [event.message for event in errors.events] == ["ERROR", "CRITICAL"]
+        assert [event.message for event in rest.events] == ["INFO", "WARNING"]
+        assert (errors.grave, rest.grave) == (True, False)
+        assert not errors.points
+    assert reports.take()[0].points, "what was measured waits for its interval"
+
+
+def test_a_flood_of_lesser_events_does_not_push_an_error_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("neuron_sdk.reports.MAX_BUFFERED_EVENTS", 10)
+    reports = Reports(Metrics(), list)
+    reports.note(make_event("e", "grave", "ERROR", {}, 0.0))
+    for number in range(25):
+        reports.note(make_event("e", str(number), "INFO", {}, 0.0))
+    errors, rest = reports.take_events()
+    assert [event.message for event in errors.events] == ["grave"]
+    assert [event.message for event in rest.events] == [str(n) for n in range(16, 25)]
+    for number in range(11):
+        reports.note(make_event("e", str(number), "ERROR", {}, 0.0))
+    (errors,) = reports.take_events()
+    assert [event.message for event in errors.events] == [str(n) for n in range(1, 11)]
+
+
 def test_an_error_does_not_wait_for_the_interval() -> None:
     urgent: list[bool] = []
     reports = Reports(Metrics(), list)

@@ -7,33 +7,23 @@ import signal
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pytest
 
 from neuron_sdk import ConfigError
-from neuron_sdk.spool import Attempt, Execution, MessageKind, Spool, SpooledMessage, Verdict
+from neuron_sdk.spool import Attempt, Execution, Spool, Verdict
 from neuron_sdk.spool_store import MAX_JOURNAL_AGE_S, SEQUENCE_LEAP, SpoolStore
+from tests.support.spools import MIB, done, open_spool, payloads, shortened, waiting
 from tests.support.waiting import eventually_sync
 
-T = TypeVar("T")
 A = Attempt("a", 1)
 B = Attempt("b", 1)
-MIB = 2**20
 
 
-def done(future: Future[T]) -> T:
-    return future.result(10)
-
-
-def interrupted(of: Attempt) -> bytes:
-    return b"interrupted " + of.command_id.encode()
-
-
-def not_started(of: Attempt) -> bytes:
-    return b"not started " + of.command_id.encode()
+def in_memory(max_bytes: int = MIB) -> SpoolStore:
+    return SpoolStore(sqlite3.connect(":memory:", isolation_level=None), max_bytes, shortened)
 
 
 @pytest.fixture
@@ -45,24 +35,14 @@ def path(tmp_path: Path) -> Path:
 def make(path: Path) -> Iterator[Callable[..., Spool]]:
     made: list[Spool] = []
 
-    def open_one(max_bytes: int = 64 * MIB, now: Callable[[], float] = lambda: 1e9) -> Spool:
-        spool = Spool(
-            path, max_bytes=max_bytes, interrupted=interrupted, not_started=not_started, now=now
-        )
+    def open_one(**settings: Any) -> Spool:
+        spool = open_spool(path, **settings)
         made.append(spool)
         return spool
 
     yield open_one
     for spool in made:
         spool.close()
-
-
-def waiting(spool: Spool, after: int = 0) -> list[SpooledMessage]:
-    return done(spool.read_after(after, max_count=1000, max_bytes=64 * MIB))
-
-
-def payloads(spool: Spool) -> list[bytes]:
-    return [message.payload for message in waiting(spool)]
 
 
 def test_messages_come_back_in_order_until_they_are_acknowledged(
@@ -111,29 +91,6 @@ def test_only_the_owner_can_read_the_files(make: Callable[..., Spool], path: Pat
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-
-
-def test_a_full_spool_drops_the_oldest_reports_and_counts_them(make: Callable[..., Spool]) -> None:
-    spool = make(max_bytes=1000)
-    done(spool.accept(A, b"a" * 100))
-    for number in range(12):
-        done(spool.report(b"%3d" % number * 33))
-    kinds = [m.kind for m in waiting(spool)]
-    assert kinds[0] is MessageKind.ACCEPTED
-    assert spool.state.dropped == 12 - (len(kinds) - 1)
-    assert spool.state.pending_bytes <= 1000
-    assert waiting(spool)[-1].payload.startswith(b" 11")
-    spool.close()
-    assert make(max_bytes=1000).state.dropped == spool.state.dropped
-
-
-def test_commands_updates_are_never_dropped(make: Callable[..., Spool]) -> None:
-    spool = make(max_bytes=1000)
-    done(spool.report(b"r" * 500))
-    for number in range(20):
-        done(spool.accept(Attempt(f"c{number}", 1), b"x" * 100))
-    assert len(waiting(spool)) == 20
-    assert spool.state.dropped == 1
 
 
 def test_a_delivery_is_accepted_once(make: Callable[..., Spool]) -> None:
@@ -260,7 +217,7 @@ def test_old_entries_leave_the_journal_and_unsent_ones_stay(make: Callable[..., 
 
 def test_the_journal_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuron_sdk.spool_store.MAX_JOURNAL_ENTRIES", 20)
-    store = SpoolStore(sqlite3.connect(":memory:", isolation_level=None), MIB)
+    store = in_memory()
     for number in range(50):
         store.reject(Attempt(f"c{number}", 1), b"x", float(number))
     store.trim(store.next_sequence)
@@ -272,7 +229,7 @@ def test_the_journal_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_large_journal_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neuron_sdk.spool_store.MAX_JOURNAL_BYTES", 1000)
-    store = SpoolStore(sqlite3.connect(":memory:", isolation_level=None), MIB)
+    store = in_memory()
     for number in range(50):
         store.reject(Attempt(f"c{number}", 1), b"x" * 100, float(number))
     store.trim(store.next_sequence)
@@ -353,12 +310,7 @@ def test_a_file_that_breaks_while_it_is_open_is_set_aside(
 def test_an_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="STATE_DIR"):
-        Spool(
-            tmp_path / "file" / "spool.sqlite3",
-            max_bytes=MIB,
-            interrupted=interrupted,
-            not_started=not_started,
-        )
+        open_spool(tmp_path / "file" / "spool.sqlite3")
 
 
 @pytest.fixture
@@ -401,7 +353,7 @@ def test_a_spool_that_was_in_memory_never_gives_a_sequence_twice(
     done(spool.report(b"1"))
     spool.close()
     path.with_suffix(".durable").unlink()  # as the process left it that went on in memory
-    again = make()
+    again = make(now=lambda: 0.0)
     assert again.state.spool_id == spool.state.spool_id
     assert done(again.report(b"2")) == 2 + SEQUENCE_LEAP
 
