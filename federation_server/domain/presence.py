@@ -4,7 +4,8 @@ A neuron comes up by what it does: it opens a session, or sends a heartbeat. It 
 
     - at once to SUSPECT when its stream is lost, and to OFFLINE `offline_after` later;
     - to SUSPECT after `heartbeat_timeout` of silence, and to OFFLINE after twice that, on an open
-      stream and without one;
+      stream and without one; on an open stream whose server has told it how far apart heartbeats
+      must be, not before TOLD_INTERVALS of those;
     - at once to OFFLINE when it says Goodbye.
 
 `judge` is the rule for a moment in between; `store/presence.py` says the same in SQL.
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from federation_server.domain.neuron import Presence
+
+TOLD_INTERVALS = 3
+"""So many intervals that it was told may a neuron be silent: two heartbeats may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Signs:
     session_close_time: datetime | None
     last_heartbeat_time: datetime | None
     heartbeat_timeout: timedelta
+    told_interval: timedelta | None
+    """The longest between two heartbeats that the server of its last stream may have told it."""
 
 
 def judge(signs: Signs, now: datetime, *, offline_after: timedelta) -> Presence:
@@ -43,9 +49,12 @@ def judge(signs: Signs, now: datetime, *, offline_after: timedelta) -> Presence:
     if not times:
         return signs.presence
     silence = now - max(times)
-    if silence >= 2 * signs.heartbeat_timeout:
+    patience = signs.heartbeat_timeout
+    if signs.session_open and signs.told_interval is not None:
+        patience = max(patience, TOLD_INTERVALS * signs.told_interval)
+    if silence >= 2 * patience:
         return Presence.OFFLINE
-    if silence >= signs.heartbeat_timeout:
+    if silence >= patience:
         return Presence.SUSPECT
     return signs.presence
 

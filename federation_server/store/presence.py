@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from federation_server.domain.neuron import Presence
+from federation_server.domain.presence import TOLD_INTERVALS
 from federation_server.store.database import Connection
 
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -26,7 +27,8 @@ WHERE s.session_open AND now() <= %(until)s
                   WHERE v.server_id = s.server_id AND v.lease_expire_time > now())
 """
 
-_SWEEP = b"""
+# The register of servers is asked only about those who are silent.
+_SWEEP = f"""
 WITH judged AS (
     SELECT s.neuron_id, s.presence,
         CASE
@@ -34,8 +36,9 @@ WITH judged AS (
                  AND s.session_close_time >= coalesce(s.last_heartbeat_time, s.session_close_time)
                 THEN CASE WHEN now() - s.presence_time >= %(offline_after)s
                      THEN 'OFFLINE'::presence ELSE 'SUSPECT' END
-            WHEN now() - heard.time >= 2 * s.heartbeat_timeout THEN 'OFFLINE'
-            WHEN now() - heard.time >= s.heartbeat_timeout THEN 'SUSPECT'
+            WHEN heard.time IS NULL OR now() - heard.time < s.heartbeat_timeout THEN s.presence
+            WHEN now() - heard.time >= 2 * patience.span THEN 'OFFLINE'
+            WHEN now() - heard.time >= patience.span THEN 'SUSPECT'
             ELSE s.presence
         END AS verdict
     FROM neuron_states s
@@ -43,6 +46,11 @@ WITH judged AS (
         SELECT greatest(s.last_heartbeat_time,
                         CASE WHEN s.session_open THEN s.session_open_time END) AS time
     ) heard
+    CROSS JOIN LATERAL (
+        SELECT greatest(s.heartbeat_timeout, (
+            SELECT {TOLD_INTERVALS} * v.heartbeat_interval FROM servers v
+            WHERE s.session_open AND v.server_id = s.server_id)) AS span
+    ) patience
     WHERE s.presence <> 'OFFLINE' AND now() <= %(until)s
 )
 UPDATE neuron_states s SET
@@ -55,7 +63,7 @@ FROM judged
 WHERE s.neuron_id = judged.neuron_id AND judged.verdict <> judged.presence
   AND s.presence = judged.presence
 RETURNING s.neuron_id, s.presence::text, s.presence_reason
-"""
+""".encode()
 
 
 async def clock(connection: Connection) -> datetime:

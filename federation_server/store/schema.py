@@ -399,7 +399,8 @@ reported_events = Table(
     Column("attributes", JSONB, nullable=False),
 )
 
-# The server processes, each with a lease that it renews.
+# The server processes, each with a lease that it renews. heartbeat_interval: the longest that its
+# streams may be keeping because it told them.
 servers = Table(
     "servers",
     metadata,
@@ -407,6 +408,7 @@ servers = Table(
     Column("start_time", _TIME, nullable=False),
     Column("lease_expire_time", _TIME, nullable=False),
     Column("version", Text, nullable=False),
+    Column("heartbeat_interval", Interval),
 )
 
 # Access. Of every secret only its SHA-256 is kept.

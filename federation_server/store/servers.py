@@ -1,4 +1,8 @@
-"""The server processes, each with a lease: whose lease is over is taken for dead."""
+"""The server processes, each with a lease: whose lease is over is taken for dead.
+
+With it goes the longest interval that a server's streams may be keeping between two heartbeats
+because it told them; the sweeper (`presence.py`) is patient accordingly.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,29 @@ LEASE = timedelta(seconds=10)
 """How long a server that has stopped renewing counts as alive."""
 
 _RENEW = b"""
-INSERT INTO servers (server_id, start_time, lease_expire_time, version)
-VALUES (%(server_id)s, now(), now() + %(lease)s, %(version)s)
-ON CONFLICT (server_id) DO UPDATE SET lease_expire_time = excluded.lease_expire_time
+INSERT INTO servers (server_id, start_time, lease_expire_time, version, heartbeat_interval)
+VALUES (%(server_id)s, now(), now() + %(lease)s, %(version)s, %(interval)s)
+ON CONFLICT (server_id) DO UPDATE
+SET lease_expire_time = excluded.lease_expire_time, heartbeat_interval = excluded.heartbeat_interval
 """
 
 
-async def renew(connection: Connection, server_id: str, version: str) -> None:
+async def renew(
+    connection: Connection,
+    server_id: str,
+    version: str,
+    heartbeat_interval: timedelta | None = None,
+) -> None:
     """Enters the server into the register, or renews its lease."""
-    await connection.execute(_RENEW, {"server_id": server_id, "lease": LEASE, "version": version})
+    await connection.execute(
+        _RENEW,
+        {
+            "server_id": server_id,
+            "lease": LEASE,
+            "version": version,
+            "interval": heartbeat_interval,
+        },
+    )
 
 
 async def leave(connection: Connection, server_id: str) -> None:

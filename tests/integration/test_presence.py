@@ -24,6 +24,13 @@ from tests.support.waiting import eventually
 TIMEOUT = timedelta(seconds=100)
 OFFLINE_AFTER = timedelta(seconds=30)
 AGES: tuple[int | None, ...] = (None, 10, 120, 250)
+TOLD: dict[str, timedelta | None] = {
+    "": None,
+    "tells nothing": None,
+    "tells a short one": timedelta(seconds=20),
+    "tells a long one": timedelta(seconds=45),
+}
+"""What each server has told its streams; the first one is not in the register."""
 
 
 @pytest_asyncio.fixture
@@ -63,17 +70,22 @@ async def test_the_sweep_judges_as_the_domain_does(
             (10, 40),
             ((True, None), (False, 10), (False, 120), (False, None)),
             AGES,
+            TOLD,
         )
     )
+    for server_id, interval in TOLD.items():
+        if server_id:
+            await servers.renew(connection, server_id, "0", interval)
     async with database.begin() as writing:
-        for number, (was, since, (is_open, closed), beat) in enumerate(cases):
+        for number, (was, since, (is_open, closed), beat, server_id) in enumerate(cases):
             neuron_id = f"n{number}"
             await put_neuron(writing, neuron_id, heartbeat_timeout=TIMEOUT)
             await writing.execute(
                 text(
                     "UPDATE neuron_states SET presence = cast(:p AS presence),"
                     " presence_time = now() - make_interval(secs => :since),"
-                    " session_open = :o, session_open_time = now() - interval '150 s',"
+                    " server_id = :server, session_open = :o,"
+                    " session_open_time = now() - interval '150 s',"
                     " session_close_time = now() - make_interval(secs => :closed),"
                     " last_heartbeat_time = now() - make_interval(secs => :beat)"
                     " WHERE neuron_id = :n"
@@ -83,6 +95,7 @@ async def test_the_sweep_judges_as_the_domain_does(
                     "p": was.value,
                     "since": since,
                     "o": is_open,
+                    "server": server_id,
                     "closed": closed,
                     "beat": beat,
                 },
@@ -98,6 +111,7 @@ async def test_the_sweep_judges_as_the_domain_does(
                 session_close_time=row["session_close_time"],
                 last_heartbeat_time=row["last_heartbeat_time"],
                 heartbeat_timeout=row["heartbeat_timeout"],
+                told_interval=TOLD[row["server_id"]],
             ),
             row["now"],
             offline_after=OFFLINE_AFTER,
