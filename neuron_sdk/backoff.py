@@ -48,3 +48,11 @@ class Backoff:
         limit = min(self._most_s, self._first_s * 2.0 ** min(self._tries, 32))
         self._tries += 1
         return at_least + self._uniform(0.0, max(limit, at_least * 0.1))
+
+    def turn_s(self, told_s: float) -> float:
+        """The wait for a turn that a federation, which is there and busy, has given this neuron.
+
+        It is this neuron's alone and says how long the line is, so it counts as no failure and
+        is jittered only a little: a wait that has grown in an outage would add to it for nothing.
+        """
+        return told_s + self._uniform(0.0, max(self._first_s, told_s * 0.05))

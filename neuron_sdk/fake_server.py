@@ -34,6 +34,7 @@ _STATUS = {
     "SERVER_DRAINING": grpc.StatusCode.UNAVAILABLE,
     "DATABASE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "INVALID_FIELD": grpc.StatusCode.INVALID_ARGUMENT,
+    "SERVER_BUSY": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 

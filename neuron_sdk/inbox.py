@@ -34,14 +34,12 @@ class Inbox:
 
     def obey(self, settings: pb.SessionSettings) -> None:
         """New intervals."""
-        beat, report = (
-            settings.HasField("heartbeat_interval"),
-            settings.HasField("analytics_interval"),
-        )
+        said = {field.name: from_duration(span) for field, span in settings.ListFields()}
         self._intervals.obey(
             SessionIntervals(
-                from_duration(settings.heartbeat_interval) if beat else None,
-                from_duration(settings.analytics_interval) if report else None,
+                heartbeat=said.get("heartbeat_interval"),
+                analytics=said.get("analytics_interval"),
+                min_heartbeat=said.get("min_heartbeat_interval"),
             )
         )
 

@@ -12,6 +12,8 @@ class SessionIntervals:
 
     heartbeat: float | None = None
     analytics: float | None = None
+    min_heartbeat: float | None = None
+    """Holds whatever the interval is."""
 
 
 class Intervals:
@@ -27,7 +29,8 @@ class Intervals:
     @property
     def heartbeat(self) -> float:
         """Seconds between two heartbeats."""
-        return self._said.heartbeat or self.own_heartbeat
+        interval = self._said.heartbeat or self.own_heartbeat
+        return max(interval, self._said.min_heartbeat or 0.0)
 
     @property
     def analytics(self) -> float:

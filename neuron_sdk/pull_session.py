@@ -181,7 +181,10 @@ class PullSession:
         if plan.register_again:
             self._parts.registration.forget()
         problem = plan.tell(failure)
-        wait = self._backoff.next_s(self._loop.time(), at_least=failure.retry_after)
+        if plan.turn:
+            wait = self._backoff.turn_s(failure.retry_after)
+        else:
+            wait = self._backoff.next_s(self._loop.time(), at_least=failure.retry_after)
         if plan.slow:
             self._give_up(problem)
         elif wait >= self._patience_left:

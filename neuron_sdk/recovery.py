@@ -15,6 +15,8 @@ class Recovery:
     remedy: str = ""
     """What to do, for people; "" if it will pass by itself."""
     register_again: bool = False
+    turn: bool = False
+    """Whether the federation has said when it is this neuron's turn."""
 
     def tell(self, failure: object) -> str:
         """The failure with its remedy, for people."""
@@ -48,6 +50,7 @@ _BY_REASON = {
         "another process runs with the same NEURON_ID: give each one its own",
     ),
     "PROTOCOL_VIOLATION": _slow("update the SDK: the server does not understand it"),
+    "SERVER_BUSY": Recovery(turn=True),
 }
 # Enrolling anew at once would revoke the other one's token in turn, for ever.
 _REVOKED = _slow(

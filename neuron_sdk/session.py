@@ -138,6 +138,8 @@ class Session:
         )
         if plan.register_again:
             self._registration.forget()
+        if plan.turn:
+            return self._backoff.turn_s(failure.retry_after), plan.tell(failure)
         at_least = max(self._refusal_retry if plan.slow else 0.0, failure.retry_after)
         return self._backoff.next_s(self._loop.time(), at_least=at_least), plan.tell(failure)
 

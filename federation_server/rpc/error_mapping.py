@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from sqlalchemy import exc as sql
 
+from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.filter import FilterError
 from federation_server.rpc import errors
 from federation_server.rpc.errors import Refused
@@ -61,13 +62,17 @@ _LEVELS = {
 }
 """How loud the log is about a Refused; INFO for the codes that are not here."""
 
+_QUIET = frozenset({ErrorReason.ERROR_REASON_SERVER_BUSY})
+"""Thousands may be refused like that in a second; `live/admission.py` sums them up."""
+
 
 def refusal(error: Exception, method: str = "") -> Refused:
     """What the client is told of an error; the log is told here."""
     if isinstance(error, ExceptionGroup):
         error = _gist(error)
     if isinstance(error, Refused):
-        _log(error, error, _LEVELS.get(error.code, logging.INFO), method)
+        level = _LEVELS.get(error.code, logging.INFO)
+        _log(error, error, logging.DEBUG if error.reason in _QUIET else level, method)
         return error
     for kinds, make, level in _TABLE:
         if isinstance(error, kinds):

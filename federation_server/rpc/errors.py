@@ -63,6 +63,7 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_COMMAND_NOT_ENDED: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_COMMAND_BATCH_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     ErrorReason.ERROR_REASON_NO_NEURON_MATCHES: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_SERVER_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -403,6 +404,15 @@ def server_draining(retry_after: float = DATABASE_RETRY_S) -> Refused:
     return Refused(
         ErrorReason.ERROR_REASON_SERVER_DRAINING,
         "the server is shutting down: try again",
+        retry_after=retry_after,
+    )
+
+
+def server_busy(retry_after: float) -> Refused:
+    """More come at once than the server takes on; each is told a time of its own."""
+    return Refused(
+        ErrorReason.ERROR_REASON_SERVER_BUSY,
+        "too many neurons come at once: come again after retry_delay",
         retry_after=retry_after,
     )
 

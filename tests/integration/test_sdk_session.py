@@ -257,12 +257,16 @@ def test_a_neuron_that_is_asked_to_come_back_waits_as_long_as_asked(
     assert time.monotonic() - asked >= 0.5
 
 
-def test_retry_info_is_obeyed(federation: FakeFederation, build: Start, start: Started) -> None:
-    federation.refuse_connect = ("DATABASE_UNAVAILABLE", 0.6)
+@pytest.mark.parametrize("call", ["refuse_register", "refuse_connect"])
+@pytest.mark.parametrize("reason", ["DATABASE_UNAVAILABLE", "SERVER_BUSY"])
+def test_retry_info_is_obeyed(
+    federation: FakeFederation, build: Start, start: Started, call: str, reason: str
+) -> None:
+    setattr(federation, call, (reason, 0.6))
     start(build())
     federation.wait_for(lambda: federation.refused)
     asked = time.monotonic()
-    federation.refuse_connect = None
+    setattr(federation, call, None)
     federation.wait_connected(N)
     assert time.monotonic() - asked >= 0.4
 

@@ -61,6 +61,22 @@ def test_what_the_federation_asks_for_is_kept_and_spread() -> None:
     assert Backoff(uniform=highest).next_s(0.0, at_least=60) == 66
 
 
+def test_neurons_that_are_told_the_same_wait_do_not_come_back_together() -> None:
+    waits = {Backoff().next_s(0.0, at_least=5) for _ in range(100)}
+    assert len(waits) == 100
+    assert all(5 <= wait <= 5.5 for wait in waits)
+
+
+def test_a_turn_is_kept_and_spread_little_however_long_the_outage_before_was() -> None:
+    backoff = Backoff(first_s=0.5, most_s=60, uniform=highest)
+    for _ in range(6):
+        backoff.next_s(0.0)
+    assert backoff.turn_s(2.0) == 2.5
+    assert backoff.turn_s(20.0) == 21.0
+    assert Backoff(uniform=lambda low, _: low).turn_s(2.0) == 2.0
+    assert backoff.next_s(0.0) == 32, "a turn is no failure"
+
+
 # ---- lanes
 
 
@@ -107,6 +123,18 @@ async def test_the_federations_interval_wins_over_the_neurons_own() -> None:
     assert intervals.heartbeat == 20, "the last word holds, also where it says nothing"
 
 
+async def test_the_least_interval_holds_whoever_has_set_a_shorter_one() -> None:
+    intervals = Intervals(60, 300)
+    intervals.obey(SessionIntervals(min_heartbeat=20))
+    assert intervals.heartbeat == 60
+    intervals.obey(SessionIntervals(min_heartbeat=90))
+    assert intervals.heartbeat == 90
+    intervals.obey(SessionIntervals(heartbeat=5, min_heartbeat=20))
+    assert intervals.heartbeat == 20
+    intervals.obey(SessionIntervals(heartbeat=5))
+    assert intervals.heartbeat == 5
+
+
 async def test_a_change_wakes_who_waits() -> None:
     intervals = Intervals(60, 300)
     waiting = asyncio.create_task(intervals.wait(asyncio.get_running_loop().time() + 60))
@@ -134,6 +162,16 @@ def test_what_only_a_person_can_mend_is_tried_slowly_and_says_how(reason: str, r
     plan = recover(reason, "ANY", enrollable=True, registering=True)
     assert plan.slow
     assert remedy in plan.remedy
+
+
+def test_a_busy_federation_gives_turns() -> None:
+    for registering in (True, False):
+        plan = recover(
+            "SERVER_BUSY", "RESOURCE_EXHAUSTED", enrollable=True, registering=registering
+        )
+        assert plan.turn
+        assert not plan.slow
+        assert not plan.register_again
 
 
 def test_what_passes_by_itself_is_tried_soon() -> None:
