@@ -55,6 +55,9 @@ def federation(*, demo: bool = False, **settings: str) -> Iterator[Served]:
     key = secrets.token_urlsafe(32)
     port, metrics_port = free_ports()
     environment = os.environ | {
+        # What is measured is the work, not how it is turned away.
+        "FEDERATION_ADMISSION_RATE": "100000",
+        "FEDERATION_ADMISSION_BURST": "100000",
         "FEDERATION_DATA_DIR": str(folder / "data"),
         "FEDERATION_PORT": str(port),
         "FEDERATION_METRICS_PORT": str(metrics_port),

@@ -23,11 +23,13 @@ from prometheus_client import start_http_server
 
 from federation_server import __version__
 from federation_server.domain.command import IN_FLIGHT_STATES
+from federation_server.live.admission import Admission
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
+from federation_server.live.pacing import Pacing
 from federation_server.live.rollup import Rollup
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
@@ -73,6 +75,15 @@ class App:
         self.server_id = uuid.uuid4().hex
         self.sessions = Sessions()
         self.metrics = Metrics()
+        self.admission = Admission(
+            self.metrics, rate=settings.admission_rate, burst=settings.admission_burst
+        )
+        self.session_settings = SessionSettings(
+            settings.heartbeat_interval, settings.analytics_interval
+        )
+        self.pacing = Pacing(
+            self.sessions, self.metrics, self.session_settings, rate=settings.heartbeat_rate
+        )
         self.watchers = CommandWatchers(database)
         self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)
         self.issuer = Issuer(database, self.server_id, self.dispatcher, self.metrics)
@@ -111,6 +122,7 @@ class App:
             __version__,
             self.sessions,
             self.metrics,
+            pacing=self.pacing,
             on_change=self.health.database_changed,
             reopen=self.writer.reopen,
         )
@@ -163,6 +175,7 @@ class App:
                         self.notifier.run,
                         self.sweeper.run,
                         self.rollup.run,
+                        self.pacing.run,
                         self.lease.run,
                     )
                 ]
@@ -206,15 +219,15 @@ class App:
             sessions=self.sessions,
             dispatcher=self.dispatcher,
             metrics=self.metrics,
-            settings=SessionSettings(
-                self.settings.heartbeat_interval, self.settings.analytics_interval
-            ),
+            admission=self.admission,
+            pacing=self.pacing,
+            settings=self.session_settings,
             server_id=self.server_id,
             server_version=__version__,
             changed=self._commands_changed,
         )
         return build_server(
-            [ErrorMapping(), Authentication(self.database, tokens)],
+            [ErrorMapping(), Authentication(self.database, tokens, self.admission)],
             self.health,
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),

@@ -77,6 +77,19 @@ class Settings(BaseSettings):
     analytics_interval: Span | None = Field(
         default=None, description="What neurons are told to keep; unset: as they like."
     )
+    heartbeat_rate: Annotated[float, Field(gt=0)] = Field(
+        default=1000.0,
+        description="How many heartbeats a second a server takes on: with more streams than that "
+        "many it tells them to keep n / rate seconds between two.",
+    )
+    admission_rate: Annotated[float, Field(gt=0)] = Field(
+        default=300.0,
+        description="How many new streams a second a server takes on; of registrations, half of "
+        "it. Who comes beyond it is told when to come again.",
+    )
+    admission_burst: Annotated[int, Field(ge=1)] = Field(
+        default=1000, description="How many new streams at once a server takes on before that."
+    )
     offline_after: Span = Field(
         default=timedelta(seconds=30),
         description="A lost stream makes a neuron OFFLINE after this long.",

@@ -18,6 +18,7 @@ import structlog
 
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.metrics import Metrics
+from federation_server.live.pacing import Pacing
 from federation_server.live.session import SessionEnd, Sessions
 from federation_server.store import servers
 from federation_server.store import sessions as session_store
@@ -53,6 +54,7 @@ class Lease:
         sessions: Sessions,
         metrics: Metrics,
         *,
+        pacing: Pacing,
         on_change: DatabaseObserver,
         reopen: Callable[[str, int], None],
     ) -> None:
@@ -63,6 +65,7 @@ class Lease:
         self._server_id = server_id
         self._version = version
         self._sessions = sessions
+        self._pacing = pacing
         self._metrics = metrics
         self._on_change = on_change
         self._reopen = reopen
@@ -99,7 +102,9 @@ class Lease:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     self._connection = await self._database.connect("lease")
             with bounded(self._connection, deadline - time.monotonic()):
-                await servers.renew(self._connection, self._server_id, self._version)
+                interval = self._pacing.to_register()
+                await servers.renew(self._connection, self._server_id, self._version, interval)
+                self._pacing.registered(interval)
                 await self._compare_sessions(self._connection)
         except psycopg.Error:
             connection, self._connection = self._connection, None

@@ -25,6 +25,17 @@ class Metrics:
         self.sessions_opened = Counter(
             "federation_sessions_opened", "Sessions opened", registry=self.registry
         )
+        self.admission_refused = Counter(
+            "federation_admission_refused",
+            "New streams and registrations that were told to come later",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.heartbeat_interval = Gauge(
+            "federation_heartbeat_interval_seconds",
+            "The least interval between heartbeats that streams are held to; 0: none",
+            registry=self.registry,
+        )
         self.heartbeats = Counter(
             "federation_heartbeats", "Heartbeats stored", registry=self.registry
         )

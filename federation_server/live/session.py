@@ -66,6 +66,7 @@ class Settings:
 
     heartbeat_interval: timedelta | None
     analytics_interval: timedelta | None
+    min_heartbeat_interval: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ A credential travels in the metadata: `authorization: Bearer …` holds a neuron
 an API key, `x-admin-key: …` an API key. A handler learns by `current_neuron` or `current_admin`
 whom it serves: grpc.aio runs interceptors and handler of a call in one task, so a context variable
 reaches from here to there. `methods.METHODS` says for whom each RPC is.
+
+Register and Connect also need the server to take them on (`live/admission.py`). Who is told to
+come later has cost no question to the database, and who shows no good token takes nobody's turn.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ from federation_server.domain.access import (
     secret_hash,
 )
 from federation_server.domain.neuron import Lifecycle
+from federation_server.live.admission import Admission, Entry
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import refusal, refusing
-from federation_server.rpc.methods import DEREGISTER, METHODS
+from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
 from federation_server.rpc.tokens import Tokens
 from federation_server.store.access import FoundKey, find_api_key
 from federation_server.store.database import Database
@@ -97,10 +101,16 @@ class Authentication(grpc.aio.ServerInterceptor):
     """Lets a call through to its handler if its caller may make it."""
 
     def __init__(
-        self, database: Database, tokens: Tokens, *, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        tokens: Tokens,
+        admission: Admission,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Asks `database` who a credential is; `clock` is in seconds."""
         self._database = database
+        self._admission = admission
         self._tokens = tokens
         self._keys = _KeyCache(clock)
         self._lookups: set[asyncio.Task[Any]] = set()
@@ -127,6 +137,8 @@ class Authentication(grpc.aio.ServerInterceptor):
     async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
         caller = METHODS.get(method)
         if caller is Caller.ANYONE:
+            if method == REGISTER:
+                self._take_on(Entry.REGISTER)
             return None
         if caller is None:
             log.error("RPC without a role", action="rpc_unlisted", method=method)
@@ -140,12 +152,19 @@ class Authentication(grpc.aio.ServerInterceptor):
             identity = self._tokens.verify(credential)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
-            await self._check_standing(identity, method)
+            if method == CONNECT:
+                self._take_on(Entry.CONNECT)  # opening the session asks for its standing
+            else:
+                await self._check_standing(identity, method)
             return identity
         admin = await self._find_admin(credential)
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
         return admin
+
+    def _take_on(self, entry: Entry) -> None:
+        if wait_s := self._admission.admit(entry):
+            raise errors.server_busy(wait_s)
 
     async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
         neuron_id = identity.neuron_id

@@ -279,6 +279,7 @@ def settings(message: Settings) -> session_service_pb2.SessionSettings:
     return session_service_pb2.SessionSettings(
         heartbeat_interval=to_duration(message.heartbeat_interval),
         analytics_interval=to_duration(message.analytics_interval),
+        min_heartbeat_interval=to_duration(message.min_heartbeat_interval),
     )
 
 

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 
 from federation_server.domain.access import Caller
 
+REGISTER = "/federation.v1.SessionService/Register"
+CONNECT = "/federation.v1.SessionService/Connect"
 DEREGISTER = "/federation.v1.SessionService/Deregister"
 
 METHODS: Mapping[str, Caller] = {
     # neurons
-    "/federation.v1.SessionService/Register": Caller.ANYONE,  # it checks credentials of its own
+    REGISTER: Caller.ANYONE,  # it checks credentials of its own
     "/federation.v1.SessionService/RefreshToken": Caller.NEURON,
-    "/federation.v1.SessionService/Connect": Caller.NEURON,
+    CONNECT: Caller.NEURON,
     DEREGISTER: Caller.NEURON,
     "/federation.v1.SessionService/SendHeartbeat": Caller.NEURON,
     "/federation.v1.SessionService/ReportAnalytics": Caller.NEURON,

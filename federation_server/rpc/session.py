@@ -29,7 +29,8 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
     ) -> pb.RegisterResponse:
         """See the contract."""
         limits.check(request)
-        return await self._registration.register(request, context.invocation_metadata())
+        with self._parts.admission.under_way():
+            return await self._registration.register(request, context.invocation_metadata())
 
     async def RefreshToken(
         self,

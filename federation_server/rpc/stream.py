@@ -3,6 +3,7 @@
     context.read ─▶ limits ─▶ live/writer.py          (the reader, a task of its own)
     live/session.py's outbox ─▶ context.write         (the call's own coroutine)
 
+Whether the neuron may hold a session is asked of the store once, when its Hello has come.
 The reader never waits for the database; it only stops reading while the writer is full or the
 neuron does not read what it is sent. The outcome of what it hands to the writer comes back
 through the session: as an acknowledgement, a refusal, or the session's end.
@@ -24,9 +25,11 @@ from federation.v1 import session_service_pb2 as pb
 from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.neuron import Presence
 from federation_server.domain.violation import Violation
+from federation_server.live.admission import Admission
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import hint_end
+from federation_server.live.pacing import Pacing
 from federation_server.live.session import Cancel, Refusal, Session, SessionEnd, Sessions, Settings
 from federation_server.live.writer import Writer
 from federation_server.rpc import convert_stream, errors, limits
@@ -67,7 +70,10 @@ class StreamParts:
     sessions: Sessions
     dispatcher: Dispatcher
     metrics: Metrics
+    admission: Admission
+    pacing: Pacing
     settings: Settings
+    """What neurons without a stream are told; with one it is `pacing`'s."""
     server_id: str
     server_version: str
     changed: Callable[[Sequence[ChangedCommand]], None]
@@ -91,9 +97,10 @@ class NeuronStream:
         Raises:
             errors.Refused: the stream ends with that error.
         """
-        hello = await self._hello()
-        session, opened = await self._opened(hello)
         parts = self._parts
+        with parts.admission.under_way():  # from the first, so that a burst counts at once
+            hello = await self._hello()
+            session, opened = await self._opened(hello)
         parts.sessions.add(session)
         parts.metrics.streams.inc()
         reader: asyncio.Task[None] | None = None
@@ -204,7 +211,7 @@ class NeuronStream:
                 session_id=session.session_id,
                 epoch=session.epoch,
                 server_time=to_timestamp(opened.server_time),
-                settings=convert_stream.settings(self._parts.settings),
+                settings=convert_stream.settings(self._parts.pacing.settings),
                 last_sequence=opened.last_sequence,
                 server_version=self._parts.server_version,
             )

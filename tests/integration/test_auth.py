@@ -20,7 +20,7 @@ from sqlalchemy import func
 from federation_server.domain.access import Caller, Role, secret_hash
 from federation_server.domain.neuron import Lifecycle
 from federation_server.rpc import auth
-from federation_server.rpc.methods import METHODS
+from federation_server.rpc.methods import CONNECT, METHODS
 from federation_server.store.database import Database
 from federation_server.store.schema import api_keys
 from tests.support.gate import RPCS, UNLISTED, Gate, Metadata, bearer, details, gate_of, info
@@ -188,7 +188,7 @@ async def test_a_token_of_another_generation_is_invalid_at_once(
     assert await gate.knock(DEREGISTER, gate.token()) == INVALID
 
 
-async def test_a_deactivated_neuron_is_told_so_by_every_rpc_but_deregister(gate: Gate) -> None:
+async def test_a_deactivated_neuron_is_told_so_by_every_call_but_deregister(gate: Gate) -> None:
     await gate.neuron(lifecycle=Lifecycle.DEACTIVATED)
     answers = {
         rpc: await gate.knock(rpc, gate.token())
@@ -196,6 +196,7 @@ async def test_a_deactivated_neuron_is_told_so_by_every_rpc_but_deregister(gate:
         if caller is Caller.NEURON
     }
     assert answers.pop(DEREGISTER) == "neuron:n1"
+    assert answers.pop(CONNECT) == "neuron:n1", "it is told so when it opens its session"
     assert set(answers.values()) == {"FAILED_PRECONDITION NEURON_DEACTIVATED"}
 
 

@@ -254,7 +254,10 @@ async def test_a_deactivated_neurons_stream_ends_and_it_comes_back_only_once_act
     )
     assert (await neuron.end())[0] is grpc.StatusCode.FAILED_PRECONDITION
     again = BareNeuron(federation, token)
-    assert (await again.end())[0] is grpc.StatusCode.FAILED_PRECONDITION
+    await again.greet()
+    code, details = await again.end()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "deactivated" in details
     await federation.fleet.ActivateNeuron(
         fleet_service_pb2.ActivateNeuronRequest(neuron_id="n"), metadata=federation.admin
     )
@@ -275,7 +278,9 @@ async def test_a_deleted_neurons_stream_ends_and_its_token_is_dead(
     )
     assert (await neuron.end())[0] is grpc.StatusCode.UNAUTHENTICATED
     await federation.register("n")
-    assert (await BareNeuron(federation, token).end())[0] is grpc.StatusCode.UNAUTHENTICATED
+    again = BareNeuron(federation, token)
+    await again.greet()
+    assert (await again.end())[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_draining_server_tells_its_neurons_when_to_come_back(database_url: str) -> None:

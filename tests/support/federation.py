@@ -124,14 +124,21 @@ class BareNeuron:
         assert isinstance(message, pb.FederationMessage), f"the stream ended: {await self.end()}"
         return message
 
-    async def hello(
+    async def hello(self, **said: Any) -> pb.Welcome:
+        """Says Hello, as `greet` does; gives the Welcome."""
+        await self.greet(**said)
+        message = await self.receive()
+        assert message.HasField("welcome")
+        return message.welcome
+
+    async def greet(
         self,
         *,
         spool_id: str = "spool-1",
         running: list[pb.RunningCommand] | None = None,
         next_sequence: int = 1,
-    ) -> pb.Welcome:
-        """Says Hello; gives the Welcome."""
+    ) -> None:
+        """Says Hello."""
         await self.send(
             hello=pb.Hello(
                 instance_id=str(uuid.uuid4()),
@@ -142,9 +149,6 @@ class BareNeuron:
                 running_commands=running or [],
             )
         )
-        message = await self.receive()
-        assert message.HasField("welcome")
-        return message.welcome
 
     async def command(self) -> pb.CommandDelivery:
         """The next command; what comes before it is dropped."""

@@ -21,6 +21,8 @@ from sqlalchemy import update
 
 import federation.v1
 from federation_server.domain.access import Role, TokenLifetime
+from federation_server.live.admission import Admission
+from federation_server.live.metrics import Metrics
 from federation_server.rpc import auth
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.error_mapping import ErrorMapping
@@ -171,8 +173,9 @@ def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
 async def gate_of(database: Database) -> AsyncIterator[Gate]:
     tokens = Tokens([SigningKey("k", b"k" * 32)], TokenLifetime())
     clock = Clock()
+    admission = Admission(Metrics(), rate=1000.0, burst=1000)
     server = grpc.aio.server(
-        interceptors=[ErrorMapping(), Authentication(database, tokens, clock=clock)]
+        interceptors=[ErrorMapping(), Authentication(database, tokens, admission, clock=clock)]
     )
     server.add_generic_rpc_handlers((Handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
