@@ -49,6 +49,9 @@ API_KEY_CACHE_S = 5.0
 
 API_KEY_CACHE_SIZE = 1024
 
+FIRST_MESSAGE_S = 1.0
+"""How long a stream that is refused may take for its first message."""
+
 LOOKUP_TIMEOUT_S = 3.0
 """How long the database may take to say who calls."""
 
@@ -131,7 +134,8 @@ class Authentication(grpc.aio.ServerInterceptor):
         try:
             _principal.set(await self._admit(method, handler_call_details.invocation_metadata))
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
-            return refusing(refusal(error, method))
+            heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
+            return refusing(refusal(error, method), heard_s=heard_s)
         return handler
 
     async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:

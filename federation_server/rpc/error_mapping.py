@@ -9,6 +9,7 @@ import inspect
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import grpc.aio
@@ -173,10 +174,18 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
         return wrapped
 
 
-def refusing(refused: Refused) -> Handler:
-    """A handler that ends an RPC of any kind with that error and reads nothing of it."""
+def refusing(refused: Refused, *, heard_s: float = 0.0) -> Handler:
+    """A handler that ends an RPC of any kind with that error and decodes nothing of it.
+
+    It waits up to `heard_s` for the first message: a client of grpc.aio that is still writing one
+    when its call ends says INTERNAL and loses the error, and with it RetryInfo.
+    """
 
     async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if heard_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(heard_s):
+                    await context.read()
         await abort(context, refused)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
