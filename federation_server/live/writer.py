@@ -176,6 +176,8 @@ class Writer:
         self._urgent = asyncio.Event()
         self._hurried = asyncio.Event()
         self._soon: float | None = None
+        self._waiting_since: float | None = None
+        self._taken_since: float | None = None
         self._room = asyncio.Event()
         self._room.set()
         self._idle = asyncio.Event()
@@ -227,6 +229,16 @@ class Writer:
         """Waits until less than the bound waits to be written."""
         await self._room.wait()
 
+    def lag(self) -> float:
+        """For how many seconds the oldest of what is not committed has waited, beyond the
+        `flush_interval` that it may. Noted where the writer wakes and takes, and so perhaps a
+        little too much: it costs nothing per item.
+        """
+        since = self._waiting_since if self._taken_since is None else self._taken_since
+        if since is None:
+            return 0.0
+        return max(0.0, time.monotonic() - since - self._flush_interval_s)
+
     async def settled(self) -> None:
         """Waits until everything that was handed in is committed."""
         await self._idle.wait()
@@ -236,6 +248,8 @@ class Writer:
         try:
             while True:
                 await self._wake.wait()
+                if self._waiting_since is None:
+                    self._waiting_since = time.monotonic()
                 await self._linger()
                 await self._flush(self._take())
         finally:
@@ -293,8 +307,10 @@ class Writer:
     def _take(self) -> _Batch:
         batch = self._waiting
         self._waiting = batch.split()
+        self._taken_since = self._waiting_since
         self._idle.clear()
         if not len(self._waiting):
+            self._waiting_since = time.monotonic()  # what comes from now on is younger
             self._wake.clear()
             if not self._stopping:
                 self._urgent.clear()
@@ -306,6 +322,7 @@ class Writer:
             await self._commit(batch)
         except psycopg.Error as error:
             self._waiting = batch.before(self._waiting)
+            self._waiting_since = self._taken_since
             self._wake.set()
             await self._connection.close()
             delay_s = self._backoff.next_s()
@@ -319,11 +336,13 @@ class Writer:
             )
             await asyncio.sleep(delay_s)
             return
+        self._taken_since = None
         self._backoff.reset()
         self._waiting_bytes -= batch.bytes
         if self._waiting_bytes <= CAPACITY_BYTES:
             self._room.set()
         if not len(self._waiting):
+            self._waiting_since = None
             self._idle.set()
 
     async def _commit(self, batch: _Batch) -> None:

@@ -180,6 +180,33 @@ async def test_a_stop_writes_the_heartbeats_that_still_wait(database: Database) 
     assert await value(database, "SELECT count(*) FROM heartbeats") == 1
 
 
+async def test_what_waits_for_postgresql_has_an_age_until_it_is_committed(
+    database: Database,
+) -> None:
+    epoch = await neuron(database, "n")
+    teller = Teller()
+    async with writing(database) as (writer, metrics), await database.connect("test") as locking:
+        assert writer.lag() == 0.0
+        await locking.execute(b"BEGIN")
+        await locking.execute(b"LOCK TABLE neuron_states IN ACCESS EXCLUSIVE MODE")
+        writer.heartbeat(teller, HeartbeatItem("n", epoch, "i", heartbeat()))
+        await eventually(lambda: writer.lag() > 0.5, describe="it has waited for a while")
+        await locking.execute(
+            b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            b" WHERE application_name = 'federation-writer' AND datname = current_database()"
+        )
+        failures = "federation_flush_failures_total"
+        await eventually(
+            lambda: metrics.registry.get_sample_value(failures), describe="a flush failed"
+        )
+        aged = writer.lag()
+        assert aged > 0.5  # a flush that fails makes nothing younger
+        await eventually(lambda: writer.lag() > aged, describe="it waits on")
+        await locking.execute(b"COMMIT")
+        await eventually(lambda: writer.lag() == 0.0, describe="nothing waits any more")
+        assert teller.marks == [0]
+
+
 async def test_nothing_is_lost_or_doubled_while_postgresql_is_away(folder: Path) -> None:
     embedded = EmbeddedPostgres(folder / "data")
     url = await asyncio.to_thread(embedded.start)
