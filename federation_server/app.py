@@ -25,6 +25,7 @@ from federation_server import __version__
 from federation_server.domain.command import IN_FLIGHT_STATES
 from federation_server.live.admission import Admission
 from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.doubt import SelfDoubt
 from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
@@ -95,6 +96,9 @@ class App:
             changed=self._commands_changed,
             followed=self.watchers.followed,
         )
+        self.doubt = SelfDoubt(
+            self.metrics, patience=settings.presence_patience, flush_lag=self.writer.lag
+        )
         self.notifier = Notifier(
             database,
             self.server_id,
@@ -107,10 +111,12 @@ class App:
             self.server_id,
             self.metrics,
             self.watchers,
+            doubt=self.doubt,
             changed=self._commands_changed,
             offline_after=settings.offline_after,
-            lost_after=settings.command_lost_after,
+            mass_offline_after=settings.mass_offline_after,
             patience=settings.presence_patience,
+            lost_after=settings.command_lost_after,
             retention=settings.retention,
         )
         self.rollup = Rollup(database, self.metrics)
@@ -123,6 +129,7 @@ class App:
             self.sessions,
             self.metrics,
             pacing=self.pacing,
+            doubt=self.doubt,
             on_change=self.health.database_changed,
             reopen=self.writer.reopen,
         )
@@ -162,6 +169,7 @@ class App:
         server = await self._build_server()
         port = self._bind(server)
         metrics_server = self._serve_metrics()
+        self.doubt.start()
         await self.lease.renew()
         try:
             async with asyncio.TaskGroup() as group:
@@ -173,6 +181,7 @@ class App:
                         self.issuer.run,
                         self.watchers.run,
                         self.notifier.run,
+                        self.doubt.run,
                         self.sweeper.run,
                         self.rollup.run,
                         self.pacing.run,

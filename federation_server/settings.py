@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         default=timedelta(seconds=30),
         description="A lost stream makes a neuron OFFLINE after this long.",
     )
+    mass_offline_after: Span = Field(
+        default=timedelta(minutes=3),
+        description="The same, if so many streams were lost at once that it is rather the network.",
+    )
     command_lost_after: Span = Field(
         default=timedelta(minutes=15),
         description="A command that a neuron has, and whose time is over, ends as OUTCOME_UNKNOWN "
@@ -101,7 +105,7 @@ class Settings(BaseSettings):
     )
     presence_patience: Annotated[timedelta, Field(ge=timedelta())] = Field(
         default=timedelta(seconds=30),
-        description="How long a server that has just started marks nobody down.",
+        description="How long a server that has just started, or was late, marks nobody down.",
     )
 
     # writing and keeping

@@ -41,12 +41,25 @@ def overview(
     )
     noun = "neuron" if answer.total == 1 else "neurons"
     out.line(f"{answer.total} {noun}{mean}, at {absolute(answer.server_time)}")
+    for doubt in answer.doubts:
+        out.line(_doubt(doubt))
     out.line()
     out.facts("Presence", _counts((_presence(each), each.count) for each in answer.presences))
     out.facts("Lifecycle", _counts((_lifecycle(each), each.count) for each in answer.lifecycles))
     out.facts("Type", _counts((each.type, each.count) for each in answer.types))
     _ranking(session, "Slowest", answer.slowest)
     _ranking(session, "Worst health", answer.worst)
+
+
+def _doubt(doubt: pb.ServerDoubt) -> str:
+    causes = ", ".join(enum(pb.DoubtCause, cause) for cause in doubt.causes)
+    if not doubt.sweeping:
+        whose = f"the neurons of server {doubt.server_id} are not marked down"
+    elif list(doubt.causes) == [pb.DOUBT_CAUSE_MASS_DISCONNECT]:
+        whose = "neurons that were lost all at once are not marked down yet"
+    else:
+        whose = "no neuron is marked down"
+    return f"Presence frozen ({causes}): {whose}, since {absolute(doubt.since_time)}"
 
 
 def _presence(each: pb.PresenceCount) -> str:

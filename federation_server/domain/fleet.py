@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from federation_server.domain.doubt import Cause
 from federation_server.domain.neuron import Lifecycle, Presence
 
 
@@ -17,6 +18,17 @@ class NeuronSummary:
     type: str
     health_score: float | None
     mean_response_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DoubtfulServer:
+    """A server that is in doubt of itself."""
+
+    server_id: str
+    causes: Sequence[Cause]
+    since: datetime
+    sweeping: bool
+    """It marks neurons down, all the fleet's; else only its own are left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,7 @@ class FleetOverview:
     """Of the ONLINE neurons that say one."""
     slowest: Sequence[NeuronSummary]
     worst: Sequence[NeuronSummary]
+    doubts: Sequence[DoubtfulServer]
     time: datetime
 
     @property

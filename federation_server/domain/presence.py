@@ -8,7 +8,8 @@ A neuron comes up by what it does: it opens a session, or sends a heartbeat. It 
       must be, not before TOLD_INTERVALS of those;
     - at once to OFFLINE when it says Goodbye.
 
-`judge` is the rule for a moment in between; `store/presence.py` says the same in SQL.
+`judge` is the rule for a moment in between; `store/presence.py` says the same in SQL. While a
+server is in doubt of itself (`doubt.py`) what silence would do to a neuron waits.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Every few seconds the lease is renewed. While that fails the database counts as 
 NOT_SERVING, the metric says so, and admins' calls fail at once. On the same round the server looks
 for sessions of its own that are no longer the newest, and whose ending hint was missed; and for
 those that another server closed because this one's lease had ended, and whose streams are open.
+
+With the lease the server publishes what it doubts of itself, and what it has learned here about
+PostgreSQL is a part of that.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from typing import Protocol
 import psycopg
 import structlog
 
+from federation_server.domain.doubt import Cause
 from federation_server.domain.neuron import Lifecycle
+from federation_server.live.doubt import SelfDoubt
 from federation_server.live.metrics import Metrics
 from federation_server.live.pacing import Pacing
 from federation_server.live.session import SessionEnd, Sessions
@@ -55,6 +60,7 @@ class Lease:
         metrics: Metrics,
         *,
         pacing: Pacing,
+        doubt: SelfDoubt,
         on_change: DatabaseObserver,
         reopen: Callable[[str, int], None],
     ) -> None:
@@ -67,6 +73,7 @@ class Lease:
         self._sessions = sessions
         self._pacing = pacing
         self._metrics = metrics
+        self._doubt = doubt
         self._on_change = on_change
         self._reopen = reopen
         self._up: bool | None = None
@@ -91,6 +98,7 @@ class Lease:
                 # What ended is a connection that was made long ago, and not yet PostgreSQL.
                 await self._renew(deadline)
         except (psycopg.Error, TimeoutError) as error:
+            self._doubt.notice(Cause.DATABASE_LAG)
             await self._report(up=False, reason=first_line(error))
         else:
             await self._report(up=True, reason="")
@@ -103,7 +111,16 @@ class Lease:
                     self._connection = await self._database.connect("lease")
             with bounded(self._connection, deadline - time.monotonic()):
                 interval = self._pacing.to_register()
-                await servers.renew(self._connection, self._server_id, self._version, interval)
+                asked = time.monotonic()
+                await servers.renew(
+                    self._connection,
+                    self._server_id,
+                    self._version,
+                    heartbeat_interval=interval,
+                    doubt=self._doubt.look(),
+                    sweeping=self._doubt.sweeping,
+                )
+                self._doubt.measured(Cause.DATABASE_LAG, time.monotonic() - asked)
                 self._pacing.registered(interval)
                 await self._compare_sessions(self._connection)
         except psycopg.Error:

@@ -101,3 +101,9 @@ class Metrics:
             "1 on the server that sweeps",
             registry=self.registry,
         )
+        self.presence_frozen = Gauge(
+            "federation_presence_frozen",
+            "1 while this server is in doubt of itself, and neurons are not marked down for that",
+            ["cause"],
+            registry=self.registry,
+        )

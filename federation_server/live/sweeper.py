@@ -3,11 +3,10 @@
 One server sweeps at a time: the one that holds an advisory lock on a connection of its own. When
 it dies PostgreSQL lets go of the lock, and the next one takes it.
 
-A server that has just begun to sweep waits for `patience` before it marks anybody down, or ends a
-command that a neuron has: after a restart, or an outage of PostgreSQL, the neurons need time to
-come back, and their silence is not their fault. The same goes for one that is late: when the time
-between two rounds is too long, by PostgreSQL's clock, this process or PostgreSQL stood still, and
-heartbeats with it.
+A server that is in doubt of itself (`domain/doubt.py`) marks nobody down, and ends no command
+that a neuron has: after a restart, an outage of PostgreSQL, or a pause of its own, the neurons need
+time to be heard, and their silence is not their fault. The neurons of another server that is in
+doubt are left alone, and those whose streams were lost all at once have more time to come back.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from datetime import datetime, timedelta
 import psycopg
 import structlog
 
+from federation_server.domain.doubt import MASS_LEAST, Cause, Loss, MassDisconnects
 from federation_server.domain.neuron import Presence
+from federation_server.live.doubt import SelfDoubt
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
 from federation_server.store import partitions, presence, servers
@@ -50,23 +51,28 @@ class Sweeper:
         metrics: Metrics,
         watchers: CommandWatchers,
         *,
+        doubt: SelfDoubt,
         changed: Callable[[Sequence[ChangedCommand]], None],
         offline_after: timedelta,
-        lost_after: timedelta,
+        mass_offline_after: timedelta,
         patience: timedelta,
+        lost_after: timedelta,
         retention: Mapping[str, timedelta],
     ) -> None:
         """Sweeps nothing before `run`; `changed` is called with the commands that it has ended;
-        `retention` says how long each partitioned table keeps what it has.
+        `patience` is the doubt's; `retention` says how long each partitioned table keeps what it
+        has.
         """
         self._database = database
         self._server_id = server_id
         self._metrics = metrics
         self._watchers = watchers
         self._changed = changed
+        self._doubt = doubt
         self._offline_after = offline_after
+        self._mass_offline_after = mass_offline_after
+        self._masses = MassDisconnects(patience, mass_offline_after)
         self._lost_after = lost_after
-        self._patience_s = patience.total_seconds()
         self._retention = retention
 
     async def run(self) -> None:
@@ -75,8 +81,10 @@ class Sweeper:
             try:
                 await self._turn()
             except psycopg.Error as error:
+                self._doubt.notice(Cause.DATABASE_LAG)
                 log.warning("sweep failed", action="sweeper_retry", reason=first_line(error))
             finally:
+                self._doubt.sweeping = False
                 self._metrics.sweeper_active.set(0)
             await asyncio.sleep(RETRY_INTERVAL_S)
 
@@ -86,22 +94,18 @@ class Sweeper:
             if not await self._locked(connection):
                 return  # another server's turn; `run` asks again
             self._metrics.sweeper_active.set(1)
-            log.info("sweeping", action="sweeper_active", patience_s=self._patience_s)
-            began = time.monotonic()
+            self._doubt.sweeping = True
+            self._doubt.notice(Cause.JUST_STARTED)
+            log.info("sweeping", action="sweeper_active")
             kept_house = -HOUSEKEEPING_INTERVAL_S
             due = presence.NEVER
             while True:
                 with bounded(connection, SWEEP_TIMEOUT_S):
-                    now = await presence.clock(connection)
-                    if now > due:
-                        log.warning("late: nobody is marked down for now", action="sweeper_late")
-                        began = time.monotonic()
+                    now = await self._clock(connection, due=due)
                     if time.monotonic() - kept_house >= HOUSEKEEPING_INTERVAL_S:
                         kept_house = time.monotonic()
                         await self._keep_house(connection)
-                    if time.monotonic() - began >= self._patience_s:
-                        await self._mark_down(connection, until=now + LATE)
-                        await self._end_commands(connection, until=now + LATE)
+                    await self._judge(connection, now)
                     await self._expire(connection)
                 # From this round's beginning: a pause within it counts as well.
                 due = now + LATE
@@ -112,12 +116,56 @@ class Sweeper:
         row = await cursor.fetchone()
         return row is not None and bool(row[0])
 
-    async def _mark_down(self, connection: Connection, *, until: datetime) -> None:
+    async def _clock(self, connection: Connection, *, due: datetime) -> datetime:
+        """PostgreSQL's time. If it is late, or its answer, it or this process stood still."""
+        asked = time.monotonic()
+        now = await presence.clock(connection)
+        self._doubt.measured(Cause.DATABASE_LAG, time.monotonic() - asked)
+        if now > due:
+            self._doubt.notice(Cause.DATABASE_LAG)
+        return now
+
+    async def _judge(self, connection: Connection, now: datetime) -> None:
+        """Marks neurons down and ends what they have, as far as this server may trust itself."""
+        losses = self._masses.take(await self._losses(connection), now)
+        if losses:
+            self._doubt.notice(Cause.MASS_DISCONNECT)
+        else:
+            self._doubt.lift(Cause.MASS_DISCONNECT)
+        spared = await servers.doubtful(connection, self._server_id)
+        until = now + LATE
+        if not self._doubt.frozen():
+            await self._mark_down(connection, spared=spared, losses=losses, until=until)
+        if not self._doubt.frozen():
+            await self._end_commands(connection, spared=spared, until=until)
+
+    async def _losses(self, connection: Connection) -> Sequence[Loss]:
+        """The streams that were lost together, looked for if there may be so many."""
+        counts = await presence.count(connection)
+        for kind, number in counts.items():
+            self._metrics.neurons.labels(presence=kind.value).set(number)
+        if counts[Presence.SUSPECT] < MASS_LEAST:
+            return []
+        return await presence.losses(connection, newer_than=self._mass_offline_after)
+
+    async def _mark_down(
+        self,
+        connection: Connection,
+        *,
+        spared: Sequence[str],
+        losses: Sequence[Loss],
+        until: datetime,
+    ) -> None:
         lost = await presence.close_lost_sessions(connection, until=until)
         if lost:
             log.warning("sessions of a lost server closed", action="presence_lost", sessions=lost)
         for neuron_id, now, reason in await presence.sweep(
-            connection, offline_after=self._offline_after, until=until
+            connection,
+            offline_after=self._offline_after,
+            spared=spared,
+            losses=losses,
+            mass_offline_after=self._mass_offline_after,
+            until=until,
         ):
             log.info(
                 "neuron went down",
@@ -126,16 +174,18 @@ class Sweeper:
                 presence=now,
                 reason=reason,
             )
-        for kind, number in (await presence.count(connection)).items():
-            self._metrics.neurons.labels(presence=Presence(kind).value).set(number)
 
-    async def _end_commands(self, connection: Connection, *, until: datetime) -> None:
+    async def _end_commands(
+        self, connection: Connection, *, spared: Sequence[str], until: datetime
+    ) -> None:
         """Ends what takes too long, or was lost. Who has to be told finds it by a scan."""
         own = self._server_id
-        self._changed(await timers.time_out_late(connection, own, until=until))
+        self._changed(await timers.time_out_late(connection, own, spared=spared, until=until))
         self._changed(await leases.end_expired(connection, own, until=until))
         self._changed(
-            await timers.give_up_lost(connection, own, lost_after=self._lost_after, until=until)
+            await timers.give_up_lost(
+                connection, own, lost_after=self._lost_after, spared=spared, until=until
+            )
         )
 
     async def _expire(self, connection: Connection) -> None:

@@ -12,7 +12,8 @@ from typing import Any, cast
 from google.protobuf.duration_pb2 import Duration
 
 from federation.v1 import fleet_service_pb2, heartbeat_pb2, neuron_pb2
-from federation_server.domain.fleet import FleetOverview, NeuronSummary
+from federation_server.domain.doubt import Cause
+from federation_server.domain.fleet import DoubtfulServer, FleetOverview, NeuronSummary
 from federation_server.domain.neuron import (
     DEFAULT_ALERT_THRESHOLDS,
     DEFAULT_MAX_CONCURRENT_COMMANDS,
@@ -37,6 +38,7 @@ DEFAULT_METHOD = "GET"
 LIFECYCLE = {
     lifecycle: neuron_pb2.Lifecycle.Value(f"LIFECYCLE_{lifecycle.value}") for lifecycle in Lifecycle
 }
+CAUSE = {cause: fleet_service_pb2.DoubtCause.Value(f"DOUBT_CAUSE_{cause.value}") for cause in Cause}
 PRESENCE = {
     presence: neuron_pb2.Presence.Value(f"PRESENCE_{presence.value}") for presence in Presence
 }
@@ -266,6 +268,16 @@ def overview_to_proto(overview: FleetOverview) -> fleet_service_pb2.GetFleetOver
         slowest=[_summary(neuron) for neuron in overview.slowest],
         worst=[_summary(neuron) for neuron in overview.worst],
         server_time=to_timestamp(overview.time),
+        doubts=[_doubt(server) for server in overview.doubts],
+    )
+
+
+def _doubt(server: DoubtfulServer) -> fleet_service_pb2.ServerDoubt:
+    return fleet_service_pb2.ServerDoubt(
+        server_id=server.server_id,
+        causes=[CAUSE[cause] for cause in server.causes],
+        since_time=to_timestamp(server.since),
+        sweeping=server.sweeping,
     )
 
 

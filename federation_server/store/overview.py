@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.fleet import FleetOverview, NeuronSummary
 from federation_server.domain.neuron import Lifecycle, Presence
+from federation_server.store import servers
 from federation_server.store.database import current_time
 from federation_server.store.neurons import JOINED
 from federation_server.store.schema import neuron_states, neurons
@@ -45,6 +46,7 @@ async def overview(
         mean_health_score=score_sum / scores if scores else None,
         slowest=[NeuronSummary(*row) for row in await connection.execute(slowest)],
         worst=[NeuronSummary(*row) for row in await connection.execute(worst)],
+        doubts=await servers.in_doubt(connection),
         time=now,
     )
 

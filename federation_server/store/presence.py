@@ -6,8 +6,10 @@ down here: `domain/presence.py` says when; a test proves that this SQL says the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+from federation_server.domain.doubt import MASS_LEAST, MASS_WITHIN, Loss
 from federation_server.domain.neuron import Presence
 from federation_server.domain.presence import TOLD_INTERVALS
 from federation_server.store.database import Connection
@@ -52,6 +54,13 @@ WITH judged AS (
             WHERE s.session_open AND v.server_id = s.server_id)) AS span
     ) patience
     WHERE s.presence <> 'OFFLINE' AND now() <= %(until)s
+      AND NOT s.server_id = ANY (%(spared)s)
+      AND NOT EXISTS (
+          SELECT FROM unnest(%(lost_servers)s::text[], %(lost_first)s::timestamptz[],
+                             %(lost_last)s::timestamptz[]) AS loss (server_id, first, last)
+          WHERE NOT s.session_open AND s.server_id = loss.server_id
+            AND s.session_close_time BETWEEN loss.first AND loss.last
+            AND now() - s.session_close_time < %(mass_offline_after)s)
 )
 UPDATE neuron_states s SET
     presence = judged.verdict,
@@ -64,6 +73,26 @@ WHERE s.neuron_id = judged.neuron_id AND judged.verdict <> judged.presence
   AND s.presence = judged.presence
 RETURNING s.neuron_id, s.presence::text, s.presence_reason
 """.encode()
+
+# A stream that a heartbeat without one has followed was given up by its neuron, and not lost.
+_LOSSES = b"""
+WITH lost AS (
+    SELECT s.server_id, s.session_close_time AS time, count(*) OVER (
+        PARTITION BY s.server_id ORDER BY s.session_close_time
+        RANGE BETWEEN %(within)s PRECEDING AND CURRENT ROW) AS number
+    FROM neuron_states s
+    WHERE s.presence = 'SUSPECT' AND NOT s.session_open AND s.server_id <> ''
+      AND s.session_close_time > now() - %(newer_than)s
+      AND s.session_close_time >= coalesce(s.last_heartbeat_time, s.session_close_time)
+), most AS (
+    SELECT server_id, min(time) - %(within)s AS first, max(time) AS last, max(number) AS number
+    FROM lost WHERE number >= %(least)s GROUP BY server_id
+)
+SELECT server_id, first, last, number,
+    (SELECT count(*) FROM neuron_states s
+     WHERE s.session_open AND s.server_id = most.server_id)
+FROM most
+"""
 
 
 async def clock(connection: Connection) -> datetime:
@@ -81,13 +110,43 @@ async def close_lost_sessions(connection: Connection, *, until: datetime = NEVER
     return (await connection.execute(_LOST, {"until": until})).rowcount
 
 
-async def sweep(
-    connection: Connection, *, offline_after: timedelta, until: datetime = NEVER
-) -> list[tuple[str, Presence, str]]:
-    """Marks down the neurons whose time is over; returns each with its new presence and why. Later
-    than `until`, none: then nobody's heartbeats could be written.
+async def losses(connection: Connection, *, newer_than: timedelta) -> list[Loss]:
+    """For each server of which streams were lost together, since that long at the most: those
+    whose neurons are still away. One that has lost fewer than make a mass is left out.
     """
-    cursor = await connection.execute(_SWEEP, {"offline_after": offline_after, "until": until})
+    cursor = await connection.execute(
+        _LOSSES, {"within": MASS_WITHIN, "least": MASS_LEAST, "newer_than": newer_than}
+    )
+    return [Loss(*row) for row in await cursor.fetchall()]
+
+
+async def sweep(
+    connection: Connection,
+    *,
+    offline_after: timedelta,
+    spared: Sequence[str] = (),
+    losses: Sequence[Loss] = (),
+    mass_offline_after: timedelta = timedelta(),
+    until: datetime = NEVER,
+) -> list[tuple[str, Presence, str]]:
+    """Marks down the neurons whose time is over; returns each with its new presence and why.
+
+    The neurons of the servers that are `spared` are left alone; those whose streams were lost in
+    one of the `losses`, for `mass_offline_after`. Later than `until` nobody is marked down: then
+    nobody's heartbeats could be written.
+    """
+    cursor = await connection.execute(
+        _SWEEP,
+        {
+            "offline_after": offline_after,
+            "spared": list(spared),
+            "lost_servers": [loss.server_id for loss in losses],
+            "lost_first": [loss.first for loss in losses],
+            "lost_last": [loss.last for loss in losses],
+            "mass_offline_after": mass_offline_after,
+            "until": until,
+        },
+    )
     return [
         (neuron_id, Presence(presence), reason)
         for neuron_id, presence, reason in await cursor.fetchall()

@@ -30,6 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from federation_server.domain.access import Role
 from federation_server.domain.analytics import MetricKind, Severity
 from federation_server.domain.command import CommandState, Execution
+from federation_server.domain.doubt import Cause
 from federation_server.domain.neuron import Activity, Lifecycle, Presence
 from federation_server.domain.rollup import Level
 
@@ -51,6 +52,7 @@ METRIC_KIND = _enum(MetricKind, "metric_kind")
 SEVERITY = _enum(Severity, "severity")
 ROLE = _enum(Role, "role")
 ROLLUP_LEVEL = _enum(Level, "rollup_level")
+DOUBT_CAUSE = _enum(Cause, "doubt_cause")
 
 ENUMS = (
     LIFECYCLE,
@@ -62,6 +64,7 @@ ENUMS = (
     SEVERITY,
     ROLE,
     ROLLUP_LEVEL,
+    DOUBT_CAUSE,
 )
 
 
@@ -399,8 +402,8 @@ reported_events = Table(
     Column("attributes", JSONB, nullable=False),
 )
 
-# The server processes, each with a lease that it renews. heartbeat_interval: the longest that its
-# streams may be keeping because it told them.
+# The server processes, each with a lease that it renews, and with it what it doubts of itself.
+# heartbeat_interval: the longest that its streams may be keeping because it told them.
 servers = Table(
     "servers",
     metadata,
@@ -409,6 +412,9 @@ servers = Table(
     Column("lease_expire_time", _TIME, nullable=False),
     Column("version", Text, nullable=False),
     Column("heartbeat_interval", Interval),
+    Column("doubt_causes", ARRAY(DOUBT_CAUSE), nullable=False),
+    Column("doubt_time", _TIME),
+    Column("sweeping", Boolean, nullable=False),
 )
 
 # Access. Of every secret only its SHA-256 is kept.

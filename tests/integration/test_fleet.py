@@ -16,11 +16,12 @@ from sqlalchemy import func, insert, null, select
 
 from federation.v1 import fleet_service_pb2 as pb
 from federation.v1 import neuron_pb2
+from federation_server.domain.doubt import Cause
 from federation_server.domain.neuron import Lifecycle, Presence
 from federation_server.live.session import Sessions
 from federation_server.rpc.convert import from_timestamp, to_timestamp
 from federation_server.rpc.convert_heartbeat import heartbeat_to_proto
-from federation_server.store import neuron_list, partitions
+from federation_server.store import neuron_list, partitions, servers
 from federation_server.store.database import Connection, Database
 from federation_server.store.schema import (
     heartbeats,
@@ -360,6 +361,29 @@ async def test_the_overview_keeps_to_its_filter(fleet: Fleet, database: Database
     seen = await overview(fleet, filter="type = y AND presence = ONLINE")
     assert (seen.total, seen.mean_health_score) == (1, 90.0)
     assert [n.neuron_id for n in seen.worst] == ["b"]
+
+
+async def test_the_overview_names_the_servers_in_doubt_and_who_sweeps_first(
+    fleet: Fleet, writer: Connection
+) -> None:
+    await servers.renew(writer, "b", "0", doubt={Cause.FLUSH_LAG: 60.0})
+    await servers.renew(
+        writer, "a", "0", doubt={Cause.JUST_STARTED: 9.0, Cause.DATABASE_LAG: 4.0}, sweeping=True
+    )
+    await servers.renew(writer, "well", "0")
+    await servers.renew(writer, "dead", "0", doubt={Cause.LOOP_LAG: 1.0})
+    await writer.execute(
+        b"UPDATE servers SET lease_expire_time = now() WHERE server_id = 'dead'",
+    )
+    sweeping, other = (await overview(fleet, filter="type = none")).doubts
+    assert (sweeping.server_id, sweeping.sweeping) == ("a", True)
+    assert list(sweeping.causes) == [
+        pb.DOUBT_CAUSE_JUST_STARTED,
+        pb.DOUBT_CAUSE_DATABASE_LAG,
+    ]
+    assert (other.server_id, other.sweeping) == ("b", False)
+    assert list(other.causes) == [pb.DOUBT_CAUSE_FLUSH_LAG]
+    assert other.since_time.ToSeconds() < sweeping.since_time.ToSeconds()
 
 
 @pytest.mark.parametrize(("top", "named"), [(0, 5), (2, 2), (100, 7)])

@@ -13,10 +13,18 @@ from google.protobuf.descriptor import EnumDescriptor
 from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
 from sqlalchemy.dialects import postgresql
 
-from federation.v1 import analytics_service_pb2, command_pb2, heartbeat_pb2, neuron_pb2, report_pb2
+from federation.v1 import (
+    analytics_service_pb2,
+    command_pb2,
+    fleet_service_pb2,
+    heartbeat_pb2,
+    neuron_pb2,
+    report_pb2,
+)
 from federation_server.domain.access import Role
 from federation_server.domain.analytics import MetricKind, Severity
 from federation_server.domain.command import CommandState
+from federation_server.domain.doubt import Cause
 from federation_server.domain.neuron import Activity, DependencyState, Lifecycle, Presence
 from federation_server.store import migrate, schema, schema_version
 from federation_server.store.database import Database, DatabaseUrlError
@@ -148,6 +156,7 @@ def test_postgresql_has_no_enum_that_is_not_described(migrated: Engine) -> None:
         (CommandState, command_pb2.CommandState.DESCRIPTOR),
         (MetricKind, analytics_service_pb2.MetricKind.DESCRIPTOR),
         (Severity, report_pb2.Severity.DESCRIPTOR),
+        (Cause, fleet_service_pb2.DoubtCause.DESCRIPTOR),
     ],
     ids=lambda value: value.name if isinstance(value, EnumDescriptor) else "",
 )

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
+from federation_server.domain.doubt import MASS_LEAST, Cause, Loss
 from federation_server.domain.neuron import Presence
 from federation_server.domain.presence import Signs, judge
+from federation_server.live.doubt import SelfDoubt
 from federation_server.live.metrics import Metrics
 from federation_server.live.sweeper import Sweeper
 from federation_server.live.watchers import CommandWatchers
@@ -163,16 +166,134 @@ async def test_the_sessions_of_a_dead_server_are_closed_and_a_living_ones_are_no
     ]
 
 
+async def offline(database: Database) -> set[str]:
+    found = await rows(database, "SELECT neuron_id FROM neuron_states WHERE presence = 'OFFLINE'")
+    return {row["neuron_id"] for row in found}
+
+
+async def lost_long_ago(database: Database, neuron_id: str, server_id: str) -> None:
+    """A neuron whose stream on that server was lost 40 s ago."""
+    async with database.begin() as writing:
+        await put_neuron(writing, neuron_id)
+    await open_session(database, neuron_id, server_id=server_id)
+    await age(database, neuron_id, session_open_time=600, presence_time=40, session_close_time=40)
+    async with database.begin() as writing:
+        await writing.execute(
+            text(
+                "UPDATE neuron_states SET session_open = false, presence = 'SUSPECT'"
+                " WHERE neuron_id = :n"
+            ),
+            {"n": neuron_id},
+        )
+
+
+@pytest.mark.parametrize("cause", sorted({*Cause} - {Cause.MASS_DISCONNECT}))
+async def test_the_neurons_of_another_server_that_is_in_doubt_are_left_alone(
+    database: Database, connection: Connection, cause: Cause
+) -> None:
+    await servers.renew(connection, "ill", "0", doubt={cause: 3.0})
+    await servers.renew(connection, "well", "0")
+    for server_id in ("ill", "well"):
+        await lost_long_ago(database, f"of-{server_id}", server_id)
+    spared = await servers.doubtful(connection, "well")
+    await presence.sweep(connection, offline_after=OFFLINE_AFTER, spared=spared)
+    assert await offline(database) == {"of-well"}
+    # Its own doubt is what a server knows itself, and not what it has published.
+    assert await servers.doubtful(connection, "ill") == []
+
+
+async def test_a_server_that_is_late_with_its_lease_is_in_doubt_until_it_is_dead(
+    database: Database, connection: Connection
+) -> None:
+    for server_id, left in (("quiet", 4), ("prompt", 8), ("dead", -1)):
+        await servers.renew(connection, server_id, "0")
+        await connection.execute(
+            b"UPDATE servers SET lease_expire_time = now() + make_interval(secs => %s)"
+            b" WHERE server_id = %s",
+            (left, server_id),
+        )
+    assert await servers.doubtful(connection, "another") == ["quiet"]
+
+
+async def test_what_a_sweeper_says_of_lost_streams_spares_no_server(connection: Connection) -> None:
+    await servers.renew(connection, "s", "0", doubt={Cause.MASS_DISCONNECT: 1.0}, sweeping=True)
+    assert await servers.doubtful(connection, "another") == []
+
+
+async def test_a_doubt_that_is_over_is_published_as_well(
+    database: Database, connection: Connection
+) -> None:
+    doubt = {Cause.LOOP_LAG: 7.0, Cause.FLUSH_LAG: 3.0}
+    await servers.renew(connection, "s", "0", doubt=doubt, sweeping=True)
+    async with database.begin() as reading:
+        (seen,) = await servers.in_doubt(reading)
+    now = await presence.clock(connection)
+    assert (seen.server_id, seen.causes, seen.sweeping) == ("s", list(doubt), True)
+    assert now - seen.since >= timedelta(seconds=7)
+    await servers.renew(connection, "s", "0")
+    async with database.begin() as reading:
+        assert await servers.in_doubt(reading) == []
+
+
+async def test_streams_that_were_lost_together_have_more_time_and_others_have_not(
+    database: Database, connection: Connection
+) -> None:
+    together = {f"n{number}" for number in range(MASS_LEAST)}
+    for neuron_id in together:
+        await lost_long_ago(database, neuron_id, "s")
+    for neuron_id, closed in (("before", 60), ("elsewhere", 40)):
+        await lost_long_ago(database, neuron_id, "s" if neuron_id == "before" else "t")
+        await age(database, neuron_id, session_close_time=closed)
+    async with database.begin() as writing:
+        await put_neuron(writing, "there")
+    await open_session(database, "there", server_id="s")
+
+    (loss,) = await presence.losses(connection, newer_than=timedelta(minutes=3))
+    assert (loss.server_id, loss.lost, loss.open) == ("s", MASS_LEAST, 1)
+    assert loss.is_mass
+
+    async def sweep(after: timedelta) -> None:
+        await presence.sweep(
+            connection, offline_after=OFFLINE_AFTER, losses=[loss], mass_offline_after=after
+        )
+
+    await sweep(timedelta(minutes=3))
+    assert await offline(database) == {"before", "elsewhere"}
+    await sweep(timedelta(seconds=39))
+    assert await offline(database) == {"before", "elsewhere", *together}
+
+
+async def test_streams_that_were_lost_one_after_another_are_not_lost_together(
+    database: Database, connection: Connection
+) -> None:
+    for number in range(2 * MASS_LEAST):
+        await lost_long_ago(database, f"n{number}", "s")
+        await age(database, f"n{number}", session_close_time=40 + number * 4)
+    assert await presence.losses(connection, newer_than=timedelta(minutes=3)) == []
+
+
+async def test_what_was_lost_too_long_ago_is_no_loss_any_more(
+    database: Database, connection: Connection
+) -> None:
+    for number in range(MASS_LEAST):
+        await lost_long_ago(database, f"n{number}", "s")
+    found: list[Loss] = await presence.losses(connection, newer_than=timedelta(seconds=39))
+    assert found == []
+
+
 def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweeper:
+    metrics = Metrics()
     return Sweeper(
         database,
         server_id,
-        Metrics(),
+        metrics,
         CommandWatchers(database),
+        doubt=SelfDoubt(metrics, patience=patience, flush_lag=lambda: 0.0),
         changed=lambda _: None,
         offline_after=OFFLINE_AFTER,
-        lost_after=timedelta(minutes=15),
+        mass_offline_after=timedelta(minutes=3),
         patience=patience,
+        lost_after=timedelta(minutes=15),
         retention={},
     )
 

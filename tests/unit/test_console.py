@@ -248,6 +248,28 @@ def test_an_incident_and_a_wait_are_shown(federation: ScriptedFederation) -> Non
     assert "try again in 2 s" in result.stderr
 
 
+def test_the_overview_says_whose_neurons_are_not_marked_down_and_why(
+    federation: ScriptedFederation,
+) -> None:
+    def doubt(*causes: fleet.DoubtCause.ValueType, sweeping: bool) -> fleet.ServerDoubt:
+        return fleet.ServerDoubt(server_id="abc", causes=causes, sweeping=sweeping)
+
+    federation.answers["GetFleetOverview"] = fleet.GetFleetOverviewResponse(
+        doubts=[
+            doubt(fleet.DOUBT_CAUSE_LOOP_LAG, fleet.DOUBT_CAUSE_MASS_DISCONNECT, sweeping=True),
+            doubt(fleet.DOUBT_CAUSE_MASS_DISCONNECT, sweeping=True),
+            doubt(fleet.DOUBT_CAUSE_FLUSH_LAG, sweeping=False),
+        ]
+    )
+    _, *lines = run("overview").stdout.splitlines()
+    later = "neurons that were lost all at once are not marked down yet"
+    assert lines[:3] == [
+        "Presence frozen (LOOP_LAG, MASS_DISCONNECT): no neuron is marked down, since -",
+        f"Presence frozen (MASS_DISCONNECT): {later}, since -",
+        "Presence frozen (FLUSH_LAG): the neurons of server abc are not marked down, since -",
+    ]
+
+
 def test_a_refused_key_is_named_by_its_source(federation: ScriptedFederation) -> None:
     federation.answers["ListNeurons"] = Refusal(
         grpc.StatusCode.UNAUTHENTICATED,

@@ -7,6 +7,7 @@ time to say what they know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from federation_server.domain.command import Lateness, lose, time_out
@@ -60,7 +61,7 @@ CROSS JOIN LATERAL (VALUES
     ('PROGRESS_TIMEOUT', c.progress_timeout, c.progress_time, c.state = 'RUNNING', interval '0')
 ) AS late (code, span, since, applies, grace)
 WHERE c.state IN {IN_FLIGHT} AND late.applies AND now() - late.since > late.span + late.grace
-  AND now() <= %(until)s
+  AND now() <= %(until)s AND NOT s.server_id = ANY (%(spared)s)
 ORDER BY c.command_id LIMIT %(most)s
 FOR NO KEY UPDATE OF c SKIP LOCKED
 """
@@ -83,6 +84,7 @@ CROSS JOIN LATERAL (SELECT CASE
         THEN 'its neuron is away, and its time is over'
     END) AS lost (reason)
 WHERE c.state IN {IN_FLIGHT} AND lost.reason IS NOT NULL AND now() <= %(until)s
+  AND NOT s.server_id = ANY (%(spared)s)
 ORDER BY c.command_id LIMIT %(most)s
 FOR NO KEY UPDATE OF c SKIP LOCKED
 """
@@ -95,14 +97,20 @@ async def expire(connection: Connection, server_id: str, *, most: int = _MOST) -
 
 
 async def time_out_late(
-    connection: Connection, server_id: str, *, until: datetime = presence.NEVER
+    connection: Connection,
+    server_id: str,
+    *,
+    spared: Sequence[str] = (),
+    until: datetime = presence.NEVER,
 ) -> list[ChangedCommand]:
-    """Ends the attempts that take longer than they may; returns the commands. After `until` it ends
+    """Ends the attempts that take longer than they may; returns the commands. What the neurons of
+    `spared` servers have waits: they may have said what nobody has heard yet. After `until` it ends
     none: who asked has been late.
     """
     async with connection.transaction():
         cursor = await connection.execute(
-            _LATE.encode(), {"run_grace": RUN_GRACE, "most": _MOST, "until": until}
+            _LATE.encode(),
+            {"run_grace": RUN_GRACE, "most": _MOST, "spared": list(spared), "until": until},
         )
         late = {command_id: found for command_id, *found in await cursor.fetchall()}
         rows = await changes.lock(connection, late)
@@ -122,11 +130,13 @@ async def give_up_lost(
     server_id: str,
     *,
     lost_after: timedelta,
+    spared: Sequence[str] = (),
     until: datetime = presence.NEVER,
 ) -> list[ChangedCommand]:
     """Ends the commands of which nobody will say any more what became of them; returns them.
 
-    `lost_after` is how long a neuron has to be OFFLINE for that; `until` as in `time_out_late`.
+    `lost_after` is how long a neuron has to be OFFLINE for that; `spared` and `until` as in
+    `time_out_late`.
     """
     async with connection.transaction():
         cursor = await connection.execute(
@@ -135,6 +145,7 @@ async def give_up_lost(
                 "patience": CANCEL_PATIENCE,
                 "lost_after": lost_after,
                 "most": _MOST,
+                "spared": list(spared),
                 "until": until,
             },
         )
