@@ -252,11 +252,7 @@ class Executor:
                 self._free(lane)
             raise
         if verdict is not Verdict.NEW:
-            known = log_fields(delivery)
-            if verdict is Verdict.FULL:
-                _log.warning("left: too many results wait", action="command.left", **known)
-            else:
-                _log.info("delivered again", action="command.again", verdict=verdict, **known)
+            _log_verdict(delivery, verdict)
             if at_once:
                 self._free(lane)
             return
@@ -417,3 +413,12 @@ async def _read(delivery: Delivery, command: Command | None) -> Mapping[str, Any
         return read(delivery, command)
     # In a thread, because the service's own types take part, and they may do anything.
     return await offload(lambda: read(delivery, command))
+
+
+def _log_verdict(delivery: Delivery, verdict: Verdict) -> None:
+    """Why a delivery is not taken."""
+    known = log_fields(delivery)
+    if verdict is Verdict.FULL:
+        _log.warning("left: too many results wait", action="command.left", **known)
+    else:
+        _log.info("delivered again", action="command.again", verdict=verdict, **known)

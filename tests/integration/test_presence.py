@@ -78,7 +78,7 @@ async def test_the_sweep_judges_as_the_domain_does(
     )
     for server_id, interval in TOLD.items():
         if server_id:
-            await servers.renew(connection, server_id, "0", interval)
+            await servers.renew(connection, server_id, "0", heartbeat_interval=interval)
     async with database.begin() as writing:
         for number, (was, since, (is_open, closed), beat, server_id) in enumerate(cases):
             neuron_id = f"n{number}"

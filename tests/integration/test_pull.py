@@ -24,7 +24,6 @@ from federation.v1 import session_service_pb2 as pb
 from federation.v1.command_service_pb2 import CommandSpec
 from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import NeuronIdentity
-from federation_server.live.session import Settings as SessionSettings
 from federation_server.rpc import auth, errors
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.session import SessionServicer
@@ -415,7 +414,9 @@ async def beyond_the_gate(
         sessions=app.sessions,
         dispatcher=app.dispatcher,
         metrics=app.metrics,
-        settings=SessionSettings(timedelta(seconds=30), timedelta(seconds=30)),
+        admission=app.admission,
+        pacing=app.pacing,
+        settings=app.session_settings,
         server_id=app.server_id,
         server_version="1",
         changed=lambda changes: None,
