@@ -23,12 +23,12 @@ STUBS := federation/.generated
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run test check lint types proto-check breaking layers format proto bench soak lock clean
+.PHONY: help install run test check lint types proto-check breaking layers format proto bench bench-scale soak lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  ARGS=…          is passed on by run, test, bench and soak:  make test ARGS='-k presence'"
+	@echo "  ARGS=…          is passed on by run, test, bench, bench-scale and soak:  make test ARGS='-k presence'"
 	@echo "  DATABASE_URL=…  a PostgreSQL of your own for run and test, instead of the embedded one"
 	@echo "  PYTHON=…        the Python (3.11 or later) that makes the environments"
 
@@ -83,6 +83,9 @@ proto: $(BUILD_LOCKED) ## generate the stubs again
 
 bench: install $(BENCH_LOCKED) ## measure; prints figures, proves nothing
 	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+bench-scale: install $(BENCH_LOCKED) ## thousands of streams, restarts, outages; some forty minutes
+	@exec $(BIN)/python -m benchmarks.scale $(ARGS)
 
 soak: install ## break everything at random for an hour (ARGS="--seconds 600 --seed 7")
 	@LEDGER_EXAMPLES=500 $(BIN)/python -m pytest -q tests/integration/test_ledger_model.py

@@ -117,25 +117,32 @@ def celery(*, durable: bool) -> Iterator[Contender]:
 
 
 @contextmanager
-def rest_server() -> Iterator[tuple[str, Callable[[], float]]]:
-    """FastAPI on uvicorn and PostgreSQL; gives its URL and the processor time of both."""
+def uvicorn(app: str, *options: str) -> Iterator[tuple[str, psutil.Process, EmbeddedPostgres]]:
+    """An application of baselines/ on uvicorn; gives its URL, its process and its PostgreSQL."""
     port, _ = free_ports()
-    url = f"http://127.0.0.1:{port}"
-    app = "benchmarks.baselines.rest_server:app"
+    server = [str(PYTHON), "-m", "uvicorn", f"benchmarks.baselines.{app}:app"]
     with _folder() as folder:
         postgres = EmbeddedPostgres(folder)
         postgres.start()
         try:
             with started(
-                [str(PYTHON), "-m", "uvicorn", app, "--port", str(port), "--no-access-log"],
+                [*server, "--port", str(port), "--no-access-log", *options],
                 folder / "rest.log",
                 ready="Uvicorn running",
                 DSN=postgres.dsn("postgres"),
-            ) as server:
-                database = psutil.Process(postgres.pid)
-                yield url, lambda: cpu_s(server) + cpu_s(database)
+                SQLALCHEMY_URL=postgres.url("postgres"),
+            ) as process:
+                yield f"http://127.0.0.1:{port}", process, postgres
         finally:
             postgres.stop()
+
+
+@contextmanager
+def rest_server() -> Iterator[tuple[str, Callable[[], float]]]:
+    """FastAPI on uvicorn and PostgreSQL; gives its URL and the processor time of both."""
+    with uvicorn("rest_server") as (url, server, postgres):
+        database = psutil.Process(postgres.pid)
+        yield url, lambda: cpu_s(server) + cpu_s(database)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from federation.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from neuron_sdk.channel import read_failure
 
 REGISTERING_AT_ONCE = 16
 
@@ -71,19 +72,24 @@ async def register(served: Served, names: list[str]) -> dict[str, str]:
         gate = asyncio.Semaphore(REGISTERING_AT_ONCE)
 
         async def one(name: str) -> tuple[str, str]:
+            request = session_service_pb2.RegisterRequest(
+                description=neuron_pb2.NeuronDescription(
+                    neuron_id=name,
+                    type="bench",
+                    command_types=[neuron_pb2.CommandType(type="bench")],
+                ),
+                enrollment_token=secret,
+                request_id=str(uuid.uuid4()),
+            )
             async with gate:
-                answer = await stub.Register(
-                    session_service_pb2.RegisterRequest(
-                        description=neuron_pb2.NeuronDescription(
-                            neuron_id=name,
-                            type="bench",
-                            command_types=[neuron_pb2.CommandType(type="bench")],
-                        ),
-                        enrollment_token=secret,
-                        request_id=str(uuid.uuid4()),
-                    )
-                )
-                return name, answer.token.token
+                while True:
+                    try:
+                        return name, (await stub.Register(request)).token.token
+                    except grpc.aio.AioRpcError as error:
+                        # A server may let in only so many each second: it says when to come back.
+                        if not (wait_s := read_failure(error).retry_after):
+                            raise
+                        await asyncio.sleep(wait_s)
 
         return dict(await asyncio.gather(*(one(name) for name in names)))
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ class Served:
     admin_key: str = ""
     metrics_port: int = 0
     data_dir: Path = Path()
+    database: psutil.Process | None = None
+    """Its PostgreSQL, where that is not the server's own."""
 
     def cpu_s(self) -> float:
         """The processor time that it has used itself."""
@@ -40,6 +42,8 @@ class Served:
 
     def database_cpu_s(self) -> float:
         """The processor time of its PostgreSQL, with processes that have ended."""
+        if self.database is not None:
+            return cpu_s(self.database)
         return sum(cpu_s(child) for child in self.process.children() if "postgres" in child.name())
 
     def rss_mb(self) -> float:
@@ -52,8 +56,22 @@ def federation(*, demo: bool = False, **settings: str) -> Iterator[Served]:
     """`federation up` in a folder of its own, on free ports."""
     folder = Path(tempfile.mkdtemp(prefix="fed-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
-    key = secrets.token_urlsafe(32)
-    port, metrics_port = free_ports()
+    try:
+        process, served = start(folder, free_ports(), settings, demo=demo)
+        try:
+            yield served
+        finally:
+            process.terminate()
+            process.wait(60)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(
+    folder: Path, ports: tuple[int, int], settings: Mapping[str, str], *, demo: bool = False
+) -> tuple[subprocess.Popen[str], Served]:
+    """Starts `federation up` with its data in the folder, and waits until it serves."""
+    port, metrics_port = ports
     environment = os.environ | {
         # What is measured is the work, not how it is turned away.
         "FEDERATION_ADMISSION_RATE": "100000",
@@ -62,30 +80,30 @@ def federation(*, demo: bool = False, **settings: str) -> Iterator[Served]:
         "FEDERATION_PORT": str(port),
         "FEDERATION_METRICS_PORT": str(metrics_port),
         "FEDERATION_LOG_LEVEL": "WARNING",
-        "ADMIN_API_KEY": key,
-        **settings,
+        "ADMIN_API_KEY": secrets.token_urlsafe(32),
     }
     environment.pop("DATABASE_URL", None)
+    environment |= settings
     command = [str(BIN / "federation"), "up", "--demo" if demo else "--no-demo"]
     began = time.monotonic()
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
     try:
         _wait_for(process, "federation serves", folder / "log")
-        yield Served(
-            f"127.0.0.1:{port}",
-            psutil.Process(process.pid),
-            time.monotonic() - began,
-            key,
-            metrics_port,
-            folder / "data",
-        )
-    finally:
+    except BaseException:
         process.terminate()
         process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return process, Served(
+        f"127.0.0.1:{port}",
+        psutil.Process(process.pid),
+        time.monotonic() - began,
+        environment["ADMIN_API_KEY"],
+        metrics_port,
+        folder / "data",
+    )
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Ten thousand streams: what they hold, and what they live through. `make bench-scale`."""
