@@ -41,6 +41,9 @@ SETTINGS = {
     "FEDERATION_OFFLINE_AFTER": "PT2S",
     "FEDERATION_MASS_OFFLINE_AFTER": "PT12S",
     "FEDERATION_PRESENCE_PATIENCE": "PT3S",
+    # The floods here are to reach what lies behind admission, and the next test its neuron.
+    "FEDERATION_ADMISSION_RATE": "100000",
+    "FEDERATION_ADMISSION_BURST": "100000",
 }
 
 
