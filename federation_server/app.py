@@ -23,6 +23,7 @@ from prometheus_client import start_http_server
 
 from federation_server import __version__
 from federation_server.domain.command import IN_FLIGHT_STATES
+from federation_server.domain.neuron import Presence
 from federation_server.live.admission import Admission
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
@@ -30,6 +31,7 @@ from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
+from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
 from federation_server.live.rollup import Rollup
 from federation_server.live.session import Sessions
@@ -52,8 +54,10 @@ from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import partitions, schema_version
 from federation_server.store.database import Database
+from federation_server.store.ingest import ClosedItem
 from federation_server.store.ledger.changes import ChangedCommand
 from federation_server.store.ledger.following import News
+from federation_server.store.sessions import NewSession
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +100,7 @@ class App:
             changed=self._commands_changed,
             followed=self.watchers.followed,
         )
+        self.opener = Opener(database, self.server_id, unwanted=self._close_unwanted)
         self.doubt = SelfDoubt(
             self.metrics, patience=settings.presence_patience, flush_lag=self.writer.lag
         )
@@ -156,6 +161,10 @@ class App:
             elif change.state not in IN_FLIGHT_STATES:
                 self.dispatcher.freed(change.neuron_id)
 
+    def _close_unwanted(self, new: NewSession, epoch: int) -> None:
+        """Closes a session whose stream had ended when it was opened."""
+        self.writer.close(ClosedItem(new.neuron_id, epoch, Presence.SUSPECT, "stream lost"))
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
         """Serves within the block; gives the port. At the end it drains and stops.
@@ -177,6 +186,7 @@ class App:
                     group.create_task(work(), name=work.__qualname__)
                     for work in (
                         self.writer.run,
+                        self.opener.run,
                         self.dispatcher.run,
                         self.issuer.run,
                         self.watchers.run,
@@ -226,6 +236,7 @@ class App:
             database=self.database,
             writer=self.writer,
             sessions=self.sessions,
+            opener=self.opener,
             dispatcher=self.dispatcher,
             metrics=self.metrics,
             admission=self.admission,

@@ -83,12 +83,12 @@ class Settings(BaseSettings):
         "many it tells them to keep n / rate seconds between two.",
     )
     admission_rate: Annotated[float, Field(gt=0)] = Field(
-        default=300.0,
+        default=400.0,
         description="How many new streams a second a server takes on; of registrations, half of "
         "it. Who comes beyond it is told when to come again.",
     )
     admission_burst: Annotated[int, Field(ge=1)] = Field(
-        default=1000, description="How many new streams at once a server takes on before that."
+        default=2000, description="How many new streams at once a server takes on before that."
     )
     offline_after: Span = Field(
         default=timedelta(seconds=30),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import grpc
@@ -13,6 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 PING_MS = 18_000
 PING_TIMEOUT_MS = 10_000
 MAX_MESSAGE_BYTES = 4 * 2**20
+RECONNECT_MS = (2_000, 5_000)
+"""How long gRPC waits at the most between two tries to connect, for as long as somebody waits for a
+channel. Each channel has its own, so that those that lost one server do not try in step."""
 
 _DOMAIN = "federation"
 _DETAILS = "grpc-status-details-bin"
@@ -39,7 +43,8 @@ class RpcFailure(Exception):
 
 
 def open_channel(target: str, *, max_receive_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """A channel of its own for one session; it connects when first used."""
+    """A channel of its own for one neuron; it connects when first used."""
+    most_ms = random.randint(*RECONNECT_MS)  # noqa: S311 - jitter
     return grpc.aio.insecure_channel(
         target,
         options=[
@@ -52,6 +57,8 @@ def open_channel(target: str, *, max_receive_bytes: int = MAX_MESSAGE_BYTES) -> 
             # Backoff is ours: a shared subchannel would remember gRPC's own.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
+            ("grpc.initial_reconnect_backoff_ms", most_ms // 5),
+            ("grpc.max_reconnect_backoff_ms", most_ms),
         ],
     )
 

@@ -70,6 +70,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._acked = asyncio.Event()
         self._renewed = asyncio.Event()
+        self._waiting: grpc.aio.Channel | None = None
+        """The channel on which the federation has given this neuron a turn."""
         self._stream: Stream | None = None
         self._write_lock = asyncio.Lock()
         self._in_flight: deque[tuple[int, int]] = deque()
@@ -84,6 +86,13 @@ class Session:
 
     async def run(self) -> None:
         """Hold a session, until `say_goodbye`. To be cancelled."""
+        try:
+            await self._hold()
+        finally:
+            if self._waiting is not None:
+                await self._waiting.close()
+
+    async def _hold(self) -> None:
         while True:
             registering = not self._registration.has_token
             try:
@@ -152,16 +161,21 @@ class Session:
             RpcFailure: the federation refused, ended the stream with a status, or is away.
             _Over: it is to be held anew.
         """
-        channel = open_channel(self._target)
+        channel, self._waiting = self._waiting or open_channel(self._target), None
         try:
             # grpc.aio's generated stub is one class for both worlds; its types are not.
             stub: SessionServiceAsyncStub = SessionServiceStub(channel)
             await self._registration.ensure(stub)
             await self._connect(channel, stub)
+        except RpcFailure as failure:
+            if failure.reason == "SERVER_BUSY":  # to connect anew would only make it busier
+                self._waiting = channel
+            raise
         finally:
             self._stream = self._reader = None
             self.link = Link()
-            await channel.close()
+            if self._waiting is None:
+                await channel.close()
 
     async def _connect(self, channel: grpc.aio.Channel, stub: SessionServiceAsyncStub) -> None:
         # Writing to a call on a channel that never connected is an internal error of gRPC.

@@ -75,6 +75,7 @@ def restart(
         "overviews answered, and not": f"{asking.answers}, {asking.without_answer}",
         "streams asked to come back": after["asked"] - before["asked"],
         "streams that broke": after["lost"] - before["lost"],
+        "turns given": after["turns"] - before["turns"],
         "connections that failed": after["failed"] - before["failed"],
         "others' CPU": f"{others.percent():.0f} %",
     }

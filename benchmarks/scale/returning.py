@@ -83,6 +83,7 @@ class Neuron:
         self._sent_sequence = 0
         self._news = asyncio.Event()
         self._backoff = Backoff()
+        self._waiting: grpc.aio.Channel | None = None
         self._beat = full_heartbeat()
         self._one_write = asyncio.Lock()
 
@@ -99,7 +100,11 @@ class Neuron:
                 at_least = max(each.retry_after for each in _flat(group))
             except* (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
                 pass
-            await asyncio.sleep(self._backoff.next_s(loop.time(), at_least=at_least))
+            if self._waiting is None:
+                wait_s = self._backoff.next_s(loop.time(), at_least=at_least)
+            else:
+                wait_s = self._backoff.turn_s(at_least)
+            await asyncio.sleep(wait_s)
 
     async def report(self) -> None:
         """Puts a report into the spool each interval, connected or not."""
@@ -123,7 +128,7 @@ class Neuron:
 
     async def _hold_one(self) -> None:
         counts, first = self._said.counts, not self.welcomed.is_set()
-        channel = open_channel(self._said.address)
+        channel, self._waiting = self._waiting or open_channel(self._said.address), None
         call: Any = None
         try:
             try:
@@ -132,6 +137,11 @@ class Neuron:
                         call = await self._open(channel)
                 else:
                     call = await self._open(channel)
+            except RpcFailure as failure:
+                if failure.reason == "SERVER_BUSY":
+                    self._waiting = channel
+                counts["turns" if self._waiting else "failed"] += 1
+                raise
             except BaseException:
                 counts["failed"] += 1
                 raise
@@ -153,7 +163,8 @@ class Neuron:
             self.connected = False
             if call is not None:
                 call.cancel()
-            await channel.close()
+            if self._waiting is None:
+                await channel.close()
 
     async def _open(self, channel: grpc.aio.Channel) -> Any:
         async with asyncio.timeout(CONNECT_WITHIN_S):

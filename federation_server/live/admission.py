@@ -25,9 +25,7 @@ from federation_server.live.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 MOST_UNDER_WAY = 256
-"""At some milliseconds each they are served within a second or two: before anybody gives up, here,
-where a pooled connection is waited for that long, or at the other end.
-"""
+"""At two milliseconds each they are served within a second, before anybody gives up."""
 
 REGISTER_SHARE = 0.5
 """A registration costs about twice what a stream does."""

@@ -47,6 +47,18 @@ def send_hints(send: Pipeline, neurons: Sequence[tuple[str, str]]) -> None:
     send(_HINTS, channels, [f"dispatch {neuron_id}" for neuron_id, _ in neurons])
 
 
+def send_end_hints(send: Pipeline, sessions: Sequence[tuple[str, str, int]]) -> None:
+    """Tells servers to end sessions of theirs (server_id, neuron_id, epoch of the new one) that are
+    superseded, when the transaction is committed.
+    """
+    if sessions:
+        send(
+            _HINTS,
+            [channel(server_id) for server_id, _, _ in sessions],
+            [_end(SessionEnd.SUPERSEDED, epoch, neuron_id) for _, neuron_id, epoch in sessions],
+        )
+
+
 async def hint_end(
     connection: AsyncConnection,
     server_id: str,
@@ -58,7 +70,11 @@ async def hint_end(
     """Tells a server to end a neuron's stream if its epoch is below that one; sent when
     `connection` commits.
     """
-    await _notify(connection, server_id, f"end:{end}:{below_epoch} {neuron_id}")
+    await _notify(connection, server_id, _end(end, below_epoch, neuron_id))
+
+
+def _end(end: SessionEnd, below_epoch: int, neuron_id: str) -> str:
+    return f"end:{end}:{below_epoch} {neuron_id}"
 
 
 async def _notify(connection: AsyncConnection, server_id: str, payload: str) -> None:

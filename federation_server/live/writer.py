@@ -8,11 +8,11 @@ then acknowledges. One flush is under way at a time, so load itself makes the ba
     durable ────▶ in order of arrival ───┼─▶ one transaction ─▶ acknowledgements, watchers
     closed ─────▶ in order ──────────────┘
 
-Heartbeats may wait for `flush_interval`; a durable message or a closed session starts a flush at
-once, but for a command's steps before its end, which wait a moment for each other. While
-PostgreSQL is away nothing is lost: heartbeats coalesce to the newest of each neuron, durable
-messages wait unacknowledged up to a bound, and beyond it the readers wait (`room`). What has
-gathered meanwhile is written in transactions of bounded size.
+Heartbeats and reports may wait for `flush_interval`. What somebody waits for starts a flush at
+once: a command's end, a closed session, a call without a stream (`hurry`); a command's steps before
+its end wait a moment for each other. While PostgreSQL is away nothing is lost: heartbeats coalesce
+to the newest of each neuron, durable messages wait unacknowledged up to a bound, and beyond it the
+readers wait (`room`). What has gathered meanwhile is written in transactions of bounded size.
 """
 
 from __future__ import annotations
@@ -204,26 +204,32 @@ class Writer:
         self._waiting_bytes += size_bytes
         if self._waiting_bytes > CAPACITY_BYTES:
             self._room.clear()
-        if isinstance(item.payload, CommandUpdate) and not isinstance(
-            item.payload.change, Finished
-        ):
-            self._hurry_soon()
-        else:
-            self._hurry()
+        self._idle.clear()
+        self._wake.set()
+        if isinstance(item.payload, CommandUpdate):
+            if isinstance(item.payload.change, Finished):
+                self.hurry()
+            else:
+                self._hurry_soon()
+        elif self._waiting_bytes > FLUSH_BYTES:
+            self.hurry()
 
     def reopen(self, neuron_id: str, epoch: int) -> None:
         """Takes that a session's stream is open, although the store may have it as closed."""
         self._waiting.reopened.append((neuron_id, epoch))
-        self._hurry()
+        self.hurry()
 
     def close(self, item: ClosedItem) -> None:
         """Takes the end of a session; what it sent before is written before."""
         self._waiting.closed.append(item)
-        self._hurry()
+        self.hurry()
 
     def hurry(self) -> None:
-        """Starts a flush at once, for a sender that waits for its heartbeat's."""
-        self._hurry()
+        """Starts a flush at once, for a sender that waits for its own."""
+        self._idle.clear()
+        self._urgent.set()
+        self._hurried.set()
+        self._wake.set()
 
     async def room(self) -> None:
         """Waits until less than the bound waits to be written."""
@@ -259,7 +265,7 @@ class Writer:
         """Writes what still waits, in bounded time; says whether all of it is committed."""
         self._stopping = True
         if len(self._waiting):
-            self._hurry()
+            self.hurry()
         self._urgent.set()
         try:
             async with asyncio.timeout(within.total_seconds()):
@@ -273,21 +279,13 @@ class Writer:
             return False
         return True
 
-    def _hurry(self) -> None:
-        self._idle.clear()
-        self._urgent.set()
-        self._hurried.set()
-        self._wake.set()
-
     def _hurry_soon(self) -> None:
         """For a step of a command: the next one, or its end, may follow at once, and shares the
         flush.
         """
-        self._idle.clear()
         if self._soon is None:
             self._soon = asyncio.get_running_loop().time() + STEP_INTERVAL_S
         self._hurried.set()
-        self._wake.set()
 
     async def _linger(self) -> None:
         """Lets heartbeats gather, unless something urgent waits; and what is soon followed."""

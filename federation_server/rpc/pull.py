@@ -101,6 +101,7 @@ async def report(
     update = convert_stream.command_update(request.update)
     item = DurableItem(neuron_id, epoch, request.spool_id, request.sequence, update)
     parts.writer.durable(receipt, item, request.ByteSize())
+    parts.writer.hurry()
     mark, _ = await receipt.wait()
     async with parts.database.begin() as connection:
         raw = await driver(connection)

@@ -48,6 +48,11 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Calls that wait for this process to take them. Beyond the first number gRPC drops some at
+    # random (from 1,000 on unless it is set), with nothing but CANCELLED: a herd is for
+    # `live/admission.py`, which says when to come again.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 30_000),
 )
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"

@@ -87,6 +87,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         receipt = Receipt(self._parts.database, identity)
         item = DurableItem(identity.neuron_id, 0, request.spool_id, request.sequence, report)
         self._parts.writer.durable(receipt, item, request.ByteSize())
+        self._parts.writer.hurry()
         mark, _ = await receipt.wait()
         return pb.ReportAnalyticsResponse(ack_sequence=mark)
 

@@ -28,7 +28,7 @@ from federation_server.domain.violation import Violation
 from federation_server.live.admission import Admission
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
-from federation_server.live.notifier import hint_end
+from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
 from federation_server.live.session import Cancel, Refusal, Session, SessionEnd, Sessions, Settings
 from federation_server.live.writer import Writer
@@ -68,6 +68,7 @@ class StreamParts:
     database: Database
     writer: Writer
     sessions: Sessions
+    opener: Opener
     dispatcher: Dispatcher
     metrics: Metrics
     admission: Admission
@@ -98,9 +99,9 @@ class NeuronStream:
             errors.Refused: the stream ends with that error.
         """
         parts = self._parts
-        with parts.admission.under_way():  # from the first, so that a burst counts at once
-            hello = await self._hello()
-            session, opened = await self._opened(hello)
+        hello = await self._hello()
+        with parts.admission.under_way():
+            session, opened = await self._open(hello)
         parts.sessions.add(session)
         parts.metrics.streams.inc()
         reader: asyncio.Task[None] | None = None
@@ -138,22 +139,6 @@ class NeuronStream:
         limits.check(message.hello, "hello")
         return message.hello
 
-    async def _opened(self, hello: pb.Hello) -> tuple[Session, store.OpenedSession]:
-        """Opens the session. If the call ends meanwhile the session is closed again: whether it was
-        committed cannot be known before its transaction has ended.
-        """
-        opening = asyncio.create_task(self._open(hello), name="open session")
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(self._abandon)
-            raise
-
-    def _abandon(self, opening: asyncio.Task[tuple[Session, store.OpenedSession]]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            session, _ = opening.result()
-            self._parts.writer.close(self._closed(session))
-
     async def _open(self, hello: pb.Hello) -> tuple[Session, store.OpenedSession]:
         parts, identity = self._parts, self._identity
         new = store.NewSession(
@@ -165,7 +150,6 @@ class NeuronStream:
             sdk_version=hello.sdk.version,
             spool_id=hello.spool_id,
             backlog_sequence=max(0, hello.next_sequence - 1),
-            server_id=parts.server_id,
             peer=self._context.peer(),
             running=[
                 (command.command_id, command.attempt)
@@ -173,18 +157,10 @@ class NeuronStream:
                 if is_command_id(command.command_id)
             ],
         )
-        async with parts.database.begin() as connection:
-            opened = await store.open_session(connection, new)
-            if opened is None:
+        opened = await parts.opener.open(new)
+        if opened is None:
+            async with parts.database.begin() as connection:
                 raise await turned_away(connection, identity)
-            if opened.previous_server_id not in {None, parts.server_id}:
-                await hint_end(
-                    connection,
-                    str(opened.previous_server_id),
-                    identity.neuron_id,
-                    SessionEnd.SUPERSEDED,
-                    below_epoch=opened.epoch,
-                )
         session = Session(
             neuron_id=identity.neuron_id,
             epoch=opened.epoch,

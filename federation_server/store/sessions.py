@@ -1,20 +1,18 @@
-"""Sessions in the store: opening one, and finding those that are no longer the newest.
+"""Sessions in the store: opening them, and finding those that are no longer the newest.
 
 Closing is the writer's (`ingest.ClosedItem`), so that it comes after what the session sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.neuron import Lifecycle
 from federation_server.store.database import Connection
 from federation_server.store.ledger.changes import IN_FLIGHT
+from federation_server.store.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +26,6 @@ class NewSession:
     sdk_name: str
     sdk_version: str
     spool_id: str
-    server_id: str
     peer: str
     backlog_sequence: int
     """The last sequence that the neuron's spool holds; 0 for none."""
@@ -50,91 +47,120 @@ class OpenedSession:
     """What the neuron has accepted and not finished, and the ledger does not wait for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The neuron's state is being changed: it is to be asked for again."""
+
+
 # What the neuron says is running is at home there: it takes the new epoch, so that the dispatcher
 # does not send it again. Reading the spool's mark in the same snapshot may show an older one than
-# the fence leaves; the neuron then repeats messages that have no effect. The neuron's row is locked
-# first, as everywhere: a deactivation that has just begun is waited for, and then seen.
-_OPEN = text(f"""
-WITH neuron AS MATERIALIZED (
-    SELECT neuron_id FROM neurons
-    WHERE neuron_id = :neuron_id AND lifecycle = 'ACTIVE' AND token_generation = :generation
-    FOR SHARE
+# the fence leaves; the neuron then repeats messages that have no effect. The neurons' rows are
+# locked first, as everywhere: a deactivation that has just begun is waited for, and then seen. No
+# state row is waited for while others are held: the writer takes them in an order of its own.
+_OPEN = f"""
+WITH asked AS (
+    SELECT * FROM unnest($2::text[], $3::int8[], $4::uuid[], $5::text[], $6::text[], $7::text[],
+                         $8::text[], $9::text[], $10::int8[])
+        AS a (neuron_id, generation, session_id, instance_id, sdk_name, sdk_version,
+              spool_id, peer, backlog_sequence)
+), neuron AS MATERIALIZED (
+    SELECT n.neuron_id
+    FROM asked a JOIN neurons n USING (neuron_id)
+    WHERE n.lifecycle = 'ACTIVE' AND n.token_generation = a.generation
+    ORDER BY n.neuron_id
+    FOR SHARE OF n
 ), before AS (
-    SELECT s.neuron_id, s.session_open, s.server_id, s.presence
+    SELECT s.neuron_id, s.session_open, s.server_id
     FROM neuron JOIN neuron_states s USING (neuron_id)
-    FOR NO KEY UPDATE OF s
+    FOR NO KEY UPDATE OF s SKIP LOCKED
 ), opened AS (
     UPDATE neuron_states s SET
         session_epoch = s.session_epoch + 1,
-        session_id = cast(:session_id AS uuid),
+        session_id = a.session_id,
         session_open = true,
         session_open_time = now(),
         session_close_time = NULL,
         lease_duration = NULL,
         lease_expire_time = NULL,
-        instance_id = :instance_id,
-        sdk_name = :sdk_name,
-        sdk_version = :sdk_version,
-        server_id = :server_id,
-        peer = :peer,
-        spool_id = :spool_id,
-        backlog_sequence = :backlog_sequence,
+        instance_id = a.instance_id,
+        sdk_name = a.sdk_name,
+        sdk_version = a.sdk_version,
+        server_id = $1::text,
+        peer = a.peer,
+        spool_id = a.spool_id,
+        backlog_sequence = a.backlog_sequence,
         presence = 'ONLINE',
         presence_time = CASE WHEN s.presence <> 'ONLINE' THEN now() ELSE s.presence_time END,
         presence_reason = 'session opened'
-    FROM before WHERE s.neuron_id = before.neuron_id
-    RETURNING s.session_epoch, before.session_open, before.server_id AS previous_server_id
+    FROM before JOIN asked a USING (neuron_id)
+    WHERE s.neuron_id = before.neuron_id
+    RETURNING s.neuron_id, s.session_epoch,
+        CASE WHEN before.session_open THEN before.server_id END AS previous_server_id
 ), named AS (
-    SELECT command_id, attempt
-    FROM unnest(cast(:command_ids AS uuid[]), cast(:attempts AS int8[])) AS r (command_id, attempt)
+    SELECT * FROM unnest($11::text[], $12::uuid[], $13::int8[])
+        AS r (neuron_id, command_id, attempt)
+), expected AS MATERIALIZED (
+    SELECT c.command_id, c.attempt, o.session_epoch
+    FROM named r JOIN opened o USING (neuron_id)
+    JOIN commands c USING (neuron_id, command_id, attempt)
+    WHERE c.state IN {IN_FLIGHT}
+    ORDER BY c.command_id
+    FOR NO KEY UPDATE OF c
 ), running AS (
-    UPDATE commands c SET session_epoch = opened.session_epoch
-    FROM opened, named
-    WHERE c.command_id = named.command_id AND c.attempt = named.attempt
-      AND c.neuron_id = :neuron_id AND c.state IN {IN_FLIGHT}
+    UPDATE commands c SET session_epoch = e.session_epoch
+    FROM expected e WHERE c.command_id = e.command_id
     RETURNING c.command_id, c.attempt
 )
-SELECT opened.session_epoch, now(),
-       coalesce((SELECT last_sequence FROM spools
-                 WHERE neuron_id = :neuron_id AND spool_id = :spool_id), 0),
-       CASE WHEN opened.session_open THEN opened.previous_server_id END,
-       ARRAY(SELECT command_id::text || ' ' || attempt FROM named
-             WHERE (command_id, attempt) NOT IN (SELECT command_id, attempt FROM running))
-FROM opened
-""")
+SELECT a.neuron_id, n.neuron_id IS NOT NULL, o.session_epoch, now(),
+       coalesce(p.last_sequence, 0), o.previous_server_id,
+       ARRAY(SELECT command_id::text || ' ' || attempt FROM named r
+             WHERE r.neuron_id = a.neuron_id
+               AND (command_id, attempt) NOT IN (SELECT command_id, attempt FROM running))
+FROM asked a
+LEFT JOIN neuron n USING (neuron_id)
+LEFT JOIN opened o USING (neuron_id)
+LEFT JOIN spools p ON p.neuron_id = a.neuron_id AND p.spool_id = a.spool_id
+""".encode()
 
 
-async def open_session(connection: AsyncConnection, new: NewSession) -> OpenedSession | None:
-    """Opens a session that supersedes the neuron's current one.
+def open_later(
+    send: Pipeline, server_id: str, new: Sequence[NewSession]
+) -> Callable[[], Awaitable[list[OpenedSession | Busy | None]]]:
+    """Opens sessions on that server, of different neurons, each of which supersedes its neuron's
+    current one. Asks now, and gives what became of each when called.
 
-    Returns None if the neuron may not hold one: it was deleted or deactivated, or its token's
+    None stands for a neuron that may not hold one: it was deleted or deactivated, or its token's
     generation is over.
     """
-    row = (
-        await connection.execute(
-            _OPEN,
-            {
-                "neuron_id": new.neuron_id,
-                "generation": new.generation,
-                "session_id": new.session_id,
-                "instance_id": new.instance_id,
-                "sdk_name": new.sdk_name,
-                "sdk_version": new.sdk_version,
-                "spool_id": new.spool_id,
-                "backlog_sequence": new.backlog_sequence,
-                "server_id": new.server_id,
-                "peer": new.peer,
-                "command_ids": [command_id for command_id, _ in new.running],
-                "attempts": [attempt for _, attempt in new.running],
-            },
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    epoch, server_time, last_sequence, previous_server_id, astray = row
-    return OpenedSession(
-        epoch, server_time, last_sequence, previous_server_id, [_attempt(each) for each in astray]
+    running = [(each.neuron_id, *command) for each in new for command in each.running]
+    answer = send(
+        _OPEN,
+        server_id,
+        [each.neuron_id for each in new],
+        [each.generation for each in new],
+        [each.session_id for each in new],
+        [each.instance_id for each in new],
+        [each.sdk_name for each in new],
+        [each.sdk_version for each in new],
+        [each.spool_id for each in new],
+        [each.peer for each in new],
+        [each.backlog_sequence for each in new],
+        *([[row[column] for row in running] for column in range(3)]),
     )
+
+    async def opened() -> list[OpenedSession | Busy | None]:
+        became: dict[str, OpenedSession | Busy | None] = {}
+        for neuron_id, stands, epoch, time, last_sequence, previous, astray in await answer:
+            if not stands:
+                became[neuron_id] = None
+            elif epoch is None:
+                became[neuron_id] = Busy()
+            else:
+                attempts = [_attempt(each) for each in astray]
+                became[neuron_id] = OpenedSession(epoch, time, last_sequence, previous, attempts)
+        return [became[each.neuron_id] for each in new]
+
+    return opened
 
 
 def _attempt(text: str) -> tuple[str, int]:

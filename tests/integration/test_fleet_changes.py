@@ -23,7 +23,6 @@ from federation_server.live.session import SessionEnd, Sessions
 from federation_server.rpc.convert import from_timestamp
 from federation_server.rpc.convert_neuron import description_from_proto
 from federation_server.store import registration
-from federation_server.store import sessions as session_store
 from federation_server.store.database import Connection, Database
 from federation_server.store.schema import (
     metadata,
@@ -43,7 +42,7 @@ from tests.support.fleet import (
     put,
     serving_fleet,
 )
-from tests.support.neurons import GENERATION
+from tests.support.neurons import new_session, open_or_not
 from tests.support.servers import refusal
 from tests.support.waiting import eventually
 
@@ -272,21 +271,7 @@ async def test_a_deactivated_neuron_may_not_come_back_until_it_is_activated(
     await put(database, "n1")
 
     async def opens() -> bool:
-        async with database.begin() as connection:
-            new = session_store.NewSession(
-                "n1",
-                GENERATION,
-                "00000000-0000-0000-0000-000000000001",
-                "",
-                "",
-                "",
-                "",
-                HERE,
-                "",
-                0,
-                (),
-            )
-            return await session_store.open_session(connection, new) is not None
+        return await open_or_not(database, new_session("n1"), server_id=HERE) is not None
 
     await deactivate(fleet, "n1")
     assert not await opens()

@@ -412,6 +412,7 @@ async def beyond_the_gate(
         database=app.database,
         writer=app.writer,
         sessions=app.sessions,
+        opener=app.opener,
         dispatcher=app.dispatcher,
         metrics=app.metrics,
         admission=app.admission,

@@ -25,6 +25,7 @@ from neuron_sdk import (
     NeuronConfig,
     StateDirInUse,
 )
+from neuron_sdk.channel import open_channel
 from neuron_sdk.convert import from_struct
 from neuron_sdk.testing import CommandOutcome, FakeFederation, FinalState
 from tests.support.waiting import eventually_sync
@@ -269,6 +270,24 @@ def test_retry_info_is_obeyed(
     setattr(federation, call, None)
     federation.wait_connected(N)
     assert time.monotonic() - asked >= 0.4
+
+
+def test_a_neuron_whose_turn_has_not_come_keeps_its_connection(
+    federation: FakeFederation, build: Start, start: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+
+    def counting(target: str) -> object:
+        opened.append(target)
+        return open_channel(target)
+
+    monkeypatch.setattr("neuron_sdk.session.open_channel", counting)
+    federation.refuse_connect = ("SERVER_BUSY", 0.05)
+    start(build())
+    federation.wait_for(lambda: len(federation.refused) >= 3)
+    federation.refuse_connect = None
+    federation.wait_connected(N)
+    assert len(opened) == 1
 
 
 def test_a_superseded_session_waits_before_it_returns(

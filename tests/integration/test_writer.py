@@ -15,7 +15,7 @@ from sqlalchemy import text
 from federation_server.domain.analytics import AnalyticsReport, MetricKind, MetricPoint
 from federation_server.domain.neuron import Presence
 from federation_server.live.metrics import Metrics
-from federation_server.live.writer import Writer
+from federation_server.live.writer import FLUSH_BYTES, Writer
 from federation_server.store import migrate, partitions
 from federation_server.store.database import Database
 from federation_server.store.embedded import EmbeddedPostgres
@@ -110,6 +110,25 @@ async def test_of_two_heartbeats_that_wait_the_newer_is_written_and_both_senders
         writer.heartbeat(newer, HeartbeatItem("n", epoch, "i", heartbeat(health_score=2.0)))
         await eventually(lambda: bool(older.marks and newer.marks), describe="both are told")
     assert await value(database, "SELECT array_agg(health_score) FROM heartbeats") == [2.0]
+
+
+async def test_a_report_waits_for_others_until_somebody_is_in_a_hurry(database: Database) -> None:
+    epoch = await neuron(database, "n")
+    teller = Teller()
+    async with writing(database, flush_interval=timedelta(hours=1)) as (writer, _):
+        writer.durable(teller, durable("n", epoch, 1, report(1.0)), 100)
+        await value(database, "SELECT pg_sleep(0.1)")  # in which it would have been written
+        assert teller.marks == []
+        writer.hurry()
+        await eventually(lambda: teller.marks == [1], describe="the report is stored")
+
+
+async def test_reports_that_fill_a_transaction_wait_no_longer(database: Database) -> None:
+    epoch = await neuron(database, "n")
+    teller = Teller()
+    async with writing(database, flush_interval=timedelta(hours=1)) as (writer, _):
+        writer.durable(teller, durable("n", epoch, 1, report(1.0)), FLUSH_BYTES + 1)
+        await eventually(lambda: teller.marks == [1], describe="the report is stored")
 
 
 async def test_a_poison_message_is_refused_to_its_sender_and_the_rest_is_written(

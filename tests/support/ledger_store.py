@@ -5,24 +5,22 @@ The spans are the model's; time passes by making everything that is stored older
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from federation_server.domain.command import CommandState, CommandUpdate
 from federation_server.domain.neuron import Lifecycle, Presence
-from federation_server.store import ingest, sessions
+from federation_server.store import ingest
 from federation_server.store.database import Connection, Database, driver
 from federation_server.store.ingest import ClosedItem, DurableItem, Outcome
 from federation_server.store.ledger import batches, changes, dispatch, leases, timers
 from federation_server.store.ledger.batches import Candidate
 from federation_server.store.ledger.commands import NewCommand
 from federation_server.store.ledger.dispatch import ClaimedCancel, ClaimedCommand
-from federation_server.store.sessions import NewSession
 from tests.support import ledger_model as model
 from tests.support.ledger_model import AttemptId, Order, Standing
-from tests.support.neurons import GENERATION, put_command, put_neuron
+from tests.support.neurons import GENERATION, open_session, put_command, put_neuron
 
 SERVER = "server-1"
 ACTOR = "admin:tester"
@@ -161,22 +159,14 @@ class LedgerStore:
         self, neuron_id: str, spool: str, backlog: int, running: Sequence[AttemptId]
     ) -> tuple[int, int, Sequence[AttemptId]]:
         """The session's epoch, the spool's mark, and what nobody waits for."""
-        new = NewSession(
-            neuron_id=neuron_id,
-            generation=GENERATION,
-            session_id=str(uuid.uuid4()),
-            instance_id="stream",
-            sdk_name="test",
-            sdk_version="1",
-            spool_id=spool,
+        opened = await open_session(
+            self._database,
+            neuron_id,
             server_id=SERVER,
-            peer="",
-            backlog_sequence=backlog,
+            spool_id=spool,
             running=running,
+            backlog=backlog,
         )
-        async with self._database.begin() as connection:
-            opened = await sessions.open_session(connection, new)
-        assert opened is not None
         return opened.epoch, opened.last_sequence, opened.astray
 
     async def close(self, neuron_id: str, epoch: int, *, offline: bool) -> None:

@@ -106,24 +106,44 @@ async def open_session(
     backlog: int = 0,
 ) -> OpenedSession:
     """A new session of the neuron, superseding the one before."""
-    async with database.begin() as connection:
-        opened = await sessions.open_session(
-            connection,
-            NewSession(
-                neuron_id=neuron_id,
-                generation=GENERATION,
-                session_id=str(uuid.uuid4()),
-                instance_id="instance-1",
-                sdk_name="test",
-                sdk_version="1",
-                spool_id=spool_id,
-                server_id=server_id,
-                peer="ipv4:127.0.0.1:1",
-                backlog_sequence=backlog,
-                running=running,
-            ),
-        )
+    opened = await open_or_not(
+        database,
+        new_session(neuron_id, spool_id=spool_id, running=running, backlog=backlog),
+        server_id=server_id,
+    )
     assert opened is not None
+    return opened
+
+
+def new_session(
+    neuron_id: str,
+    *,
+    generation: int = GENERATION,
+    spool_id: str = "spool-1",
+    running: Sequence[tuple[str, int]] = (),
+    backlog: int = 0,
+) -> NewSession:
+    return NewSession(
+        neuron_id=neuron_id,
+        generation=generation,
+        session_id=str(uuid.uuid4()),
+        instance_id="instance-1",
+        sdk_name="test",
+        sdk_version="1",
+        spool_id=spool_id,
+        peer="ipv4:127.0.0.1:1",
+        backlog_sequence=backlog,
+        running=running,
+    )
+
+
+async def open_or_not(
+    database: Database, new: NewSession, *, server_id: str = "server-1"
+) -> OpenedSession | None:
+    """That session; None if the neuron may not hold one."""
+    async with database.begin() as connection, pipeline(await driver(connection)) as send:
+        (opened,) = await sessions.open_later(send, server_id, [new])()
+    assert not isinstance(opened, sessions.Busy)
     return opened
 
 

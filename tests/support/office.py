@@ -24,7 +24,8 @@ from federation_server.store.schema import (
     neuron_states,
     neurons,
 )
-from federation_server.store.sessions import NewSession, OpenedSession, open_session
+from federation_server.store.sessions import OpenedSession
+from tests.support.neurons import new_session, open_or_not
 
 SERVER_ID = "server-1"
 
@@ -106,23 +107,8 @@ class Office:
 
     async def open_session(self, token: str) -> OpenedSession | None:
         identity = self.tokens.verify(token)
-        async with self.database.begin() as connection:
-            return await open_session(
-                connection,
-                NewSession(
-                    neuron_id=identity.neuron_id,
-                    generation=identity.generation,
-                    session_id="00000000-0000-4000-8000-000000000001",
-                    instance_id="i",
-                    sdk_name="test",
-                    sdk_version="1",
-                    spool_id="s",
-                    server_id=SERVER_ID,
-                    peer="ipv4:127.0.0.1:1",
-                    backlog_sequence=0,
-                    running=(),
-                ),
-            )
+        new = new_session(identity.neuron_id, generation=identity.generation)
+        return await open_or_not(self.database, new, server_id=SERVER_ID)
 
     async def hints(self, listener: psycopg.AsyncConnection[Any]) -> list[str]:
         """What was said to SERVER_ID since the listener listens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from multiprocessing import get_context
 
@@ -21,6 +22,7 @@ from tests.support.waiting import eventually
 
 FLOOD = 100_000
 CUTS = 2_000
+CALLS = 3_000
 
 
 def flood(address: str, token: str) -> None:
@@ -89,6 +91,26 @@ async def test_a_neuron_that_never_reads_is_sent_home_all_the_same(database_url:
             talking.cancel()
             deaf.call.cancel()
             await asyncio.gather(talking, return_exceptions=True)
+
+
+async def test_of_3000_calls_that_wait_for_a_server_that_stood_still_each_has_its_answer(
+    served: Served, server: FederationProcess
+) -> None:
+    process = psutil.Process(server.process.pid)
+    process.suspend()
+    try:
+        calls = [
+            asyncio.ensure_future(
+                served.fleet.GetNeuron(fleet_service_pb2.GetNeuronRequest(neuron_id="any"))
+            )
+            for _ in range(CALLS)
+        ]
+        await asyncio.sleep(0)  # they are sent
+    finally:
+        process.resume()
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    codes = Counter(each.code() for each in ended if isinstance(each, grpc.aio.AioRpcError))
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED: CALLS}
 
 
 async def test_streams_opened_and_cut_at_once_leave_no_session_behind(
