@@ -110,8 +110,9 @@ def make_neurons(connection: psycopg.Connection[Any], number: int) -> None:
 def make_rollups(connection: psycopg.Connection[Any], end: datetime) -> None:
     """A month of hours and days of every neuron's metrics, up to that whole hour."""
     connection.execute(
-        "INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time)"
-        " SELECT neuron_id, lower(kind), kind::metric_kind, '{}', '', now()"
+        "INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time, places)"
+        " SELECT neuron_id, lower(kind), kind::metric_kind, '{}', '', now(),"
+        " CASE WHEN kind = 'HISTOGRAM' THEN 11 ELSE 0 END"
         " FROM neurons, unnest(%s::text[]) AS kind",
         (list(METRICS),),
     )

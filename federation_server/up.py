@@ -8,6 +8,7 @@ its own. What it starts ends with it, however it ends (`store/embedded/launch.py
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
             await asyncio.to_thread(schema.upgrade, url)
         key = await _seed_admin_key(settings, database)
         async with App(settings, database).running() as port:
+            _spare_the_collector()
             settings = settings.model_copy(update={"port": port})
             token = await _enrollment_token(database)
             banner.show(
@@ -84,7 +86,16 @@ async def serve(settings: Settings) -> None:
         if key is not None:
             banner.show_admin_key(settings, key)
         async with App(settings, database).running():
+            _spare_the_collector()
             await stop.wait()
+
+
+def _spare_the_collector() -> None:
+    """What a server starts with stays as long as it does, and is most of what the garbage collector
+    would look at again and again, for tens of milliseconds each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def migrate(settings: Settings) -> None:

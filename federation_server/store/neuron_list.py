@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement
@@ -51,6 +52,7 @@ ORDERS: Sequence[str] = tuple(f"{name}{end}" for name in _SORTED for end in ("",
 """What `order_by` may say; empty means DEFAULT_ORDER."""
 
 
+@lru_cache(maxsize=256)
 def matching(filter_text: str) -> ColumnElement[bool]:
     """The condition that a filter puts on neurons and their states; true for an empty one.
 
@@ -77,12 +79,13 @@ async def list_neurons(
     """
     order = order_by or DEFAULT_ORDER
     name = order.removesuffix(" desc")
-    keys = [SortKey(_SORTED[name], descending=order.endswith(" desc"))]
+    same = neuron_states.c.neuron_id if name == "neuron_id" else None
+    keys = [SortKey(_SORTED[name], descending=order.endswith(" desc"), also=same)]
     if name != "neuron_id":
         keys.append(SortKey(neurons.c.neuron_id))
     asked = page(page_size, page_token, "neurons", filter_text, order)
     query = asked.apply(select_records().where(matching(filter_text)), keys)
-    rows = (await connection.execute(query)).mappings().all()
+    rows = (await connection.execute(query)).all()
     shown = rows[: asked.size]
-    last = [shown[-1][key.column.name] for key in keys] if shown else []
+    last = [getattr(shown[-1], key.column.name) for key in keys] if shown else []
     return [record(row) for row in shown], asked.next_token(rows, last)

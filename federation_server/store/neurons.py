@@ -7,9 +7,11 @@ What neurons do to themselves is in `registration` and `ingest`; what admins do 
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.neuron import (
@@ -62,6 +64,17 @@ JOINED = neurons.join(neuron_states, neuron_states.c.neuron_id == neurons.c.neur
 """Every neuron with its state; what filters and orders are made over."""
 
 
+def _slices(*groups: tuple[str, ...]) -> list[slice]:
+    """Where each group of columns is in a row of all of them."""
+    ends = [sum(len(group) for group in groups[: n + 1]) for n in range(len(groups))]
+    return [slice(end - len(group), end) for group, end in zip(groups, ends, strict=True)]
+
+
+_OWN = _PLAIN + _STATE
+_DESCRIBED_AT, _OWN_AT, _SESSION_AT, _TOTALS_AT = _slices(DESCRIBED, _OWN, _SESSION, _TOTALS)
+
+
+@cache
 def select_records() -> Select[Any]:
     """The query whose rows `record` reads."""
     columns = (
@@ -74,28 +87,50 @@ def select_records() -> Select[Any]:
 async def get(connection: AsyncConnection, neuron_id: str) -> NeuronRecord | None:
     """One neuron; None if there is none."""
     query = select_records().where(neurons.c.neuron_id == neuron_id)
-    row = (await connection.execute(query)).mappings().one_or_none()
+    row = (await connection.execute(query)).one_or_none()
     return None if row is None else record(row)
 
 
-def record(row: RowMapping) -> NeuronRecord:
-    """A row of `select_records`."""
+def record(row: Row[Any]) -> NeuronRecord:
+    """A row of `select_records`. By place and not by name, because lists have many."""
     return NeuronRecord(
-        description=NeuronDescription(**{name: row[name] for name in DESCRIBED}),
-        **{name: row[name] for name in (*_PLAIN, *_STATE)},
-        session=_session(row),
-        totals=Totals(*(row[name] for name in _TOTALS)),
+        NeuronDescription(*row[_DESCRIBED_AT]),
+        **dict(zip(_OWN, row[_OWN_AT], strict=True)),
+        session=_session(*row[_SESSION_AT]),
+        totals=Totals(*row[_TOTALS_AT]),
     )
 
 
-def _session(row: RowMapping) -> SessionRecord | None:
-    if (lease_expire_time := row["lease_expire_time"]) is not None:
+def _session(  # noqa: PLR0917 - the columns of _SESSION, in their order
+    epoch: int,
+    session_id: str | None,
+    is_open: bool,
+    open_time: datetime | None,
+    close_time: datetime | None,
+    instance_id: str,
+    sdk_name: str,
+    sdk_version: str,
+    server_id: str,
+    peer: str,
+    lease_expire_time: datetime | None,
+) -> SessionRecord | None:
+    if lease_expire_time is not None:
         # The other columns are those of the stream that there was before.
-        process, epoch = row["instance_id"], row["session_epoch"]
         return SessionRecord(
-            "", epoch, False, None, None, process, "", "", "", "", lease_expire_time
+            "", epoch, False, None, None, instance_id, "", "", "", "", lease_expire_time
         )
-    if row["session_id"] is None:
+    if session_id is None:
         return None
-    epoch, session_id, opened, *rest = (row[name] for name in _SESSION)
-    return SessionRecord(session_id, epoch, opened, *rest)
+    return SessionRecord(
+        session_id,
+        epoch,
+        is_open,
+        open_time,
+        close_time,
+        instance_id,
+        sdk_name,
+        sdk_version,
+        server_id,
+        peer,
+        None,
+    )

@@ -93,8 +93,8 @@ neurons = Table(
     Column("base_url", Text, nullable=False),
     Column("healthcheck_endpoint", Text, nullable=False),
     Column("api_endpoints", JSONB, nullable=False),
-    Column("capabilities", ARRAY(Text), nullable=False),
-    Column("dependencies", ARRAY(Text), nullable=False),
+    Column("capabilities", ARRAY(Text, dimensions=1), nullable=False),
+    Column("dependencies", ARRAY(Text, dimensions=1), nullable=False),
     Column("command_types", JSONB, nullable=False),
     Column("resource_requirements", JSONB, nullable=False),
     Column("deployment", JSONB, nullable=False),
@@ -103,7 +103,7 @@ neurons = Table(
     Column("labels", JSONB, nullable=False),
     Column("metadata", JSONB, nullable=False),
     Column("max_concurrent_commands", Integer, nullable=False),
-    Column("overridden_fields", ARRAY(Text), nullable=False),
+    Column("overridden_fields", ARRAY(Text, dimensions=1), nullable=False),
     # lifecycle
     Column("lifecycle", LIFECYCLE, nullable=False),
     Column("lifecycle_reason", Text, nullable=False),
@@ -322,6 +322,7 @@ command_transitions = Table(
 )
 
 # One series for each neuron, metric, kind and set of labels.
+# `places` is how many a histogram's points have had at the most; 0 for what is no histogram.
 metric_series = Table(
     "metric_series",
     metadata,
@@ -332,6 +333,7 @@ metric_series = Table(
     Column("labels", JSONB, nullable=False),
     Column("unit", Text, nullable=False),
     Column("last_report_time", _TIME, nullable=False),
+    Column("places", Integer, nullable=False),
 )
 
 # What was measured, in daily partitions by point_time. `value` is a counter's growth or a
@@ -346,8 +348,8 @@ metric_points = Table(
     Column("sum", Double),
     Column("min", Double),
     Column("max", Double),
-    Column("bounds", ARRAY(Double)),
-    Column("bucket_counts", ARRAY(BigInteger)),
+    Column("bounds", ARRAY(Double, dimensions=1)),
+    Column("bucket_counts", ARRAY(BigInteger, dimensions=1)),
 )
 
 
@@ -361,8 +363,8 @@ def _rollup(name: str) -> Table:
         Column("sum", Double, nullable=False),
         Column("min", Double),
         Column("max", Double),
-        Column("bounds", ARRAY(Double)),
-        Column("bucket_counts", ARRAY(BigInteger)),
+        Column("bounds", ARRAY(Double, dimensions=1)),
+        Column("bucket_counts", ARRAY(BigInteger, dimensions=1)),
     )
 
 

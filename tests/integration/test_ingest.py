@@ -206,6 +206,28 @@ async def test_histograms_and_events_are_stored_whole(
     )
 
 
+async def test_a_series_knows_the_most_places_that_its_histograms_have_had(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    most = []
+    for sequence, widths in enumerate([(3,), (2,), (4, 2)], 1):
+        points = [
+            MetricPoint(
+                "ms",
+                MetricKind.HISTOGRAM,
+                "ms",
+                {},
+                Histogram([float(n) for n in range(1, places)], [1] * places, 9.0, 0.5, 5.0),
+            )
+            for places in widths
+        ]
+        report = AnalyticsReport(timedelta(), points, [])
+        await apply(connection, durables=(durable(epoch, sequence, report),))
+        most.append((await one(database, "SELECT places FROM metric_series"))["places"])
+    assert most == [3, 3, 4]
+
+
 async def test_totals_go_on_over_a_restart_of_the_process(
     database: Database, connection: Connection
 ) -> None:

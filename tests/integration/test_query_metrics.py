@@ -367,9 +367,9 @@ async def many_series(database: Database, noon: datetime, number: int) -> None:
         await connection.execute(
             text(
                 "WITH made AS (INSERT INTO metric_series"
-                " (neuron_id, name, kind, labels, unit, last_report_time)"
+                " (neuron_id, name, kind, labels, unit, last_report_time, places)"
                 " SELECT 'n1', 'rows', 'GAUGE',"
-                " jsonb_build_object('n', lpad(n::text, 5, '0')), '', now()"
+                " jsonb_build_object('n', lpad(n::text, 5, '0')), '', now(), 0"
                 " FROM generate_series(1, :number) n RETURNING series_id)"
                 " INSERT INTO metric_points (series_id, point_time, value)"
                 " SELECT series_id, cast(:noon AS timestamptz) + m * interval '1 min', 1"
@@ -456,7 +456,7 @@ async def test_a_query_that_takes_too_long_ends_with_a_word_on_what_to_do(
 ) -> None:
     monkeypatch.setattr(metrics, "TIMEOUT_S", 0.1)
     async with database.begin() as connection:
-        await connection.execute(text("LOCK TABLE metric_points, metric_minutes"))
+        await connection.execute(text("LOCK TABLE metric_series, metric_minutes"))
         code, reason, violations = await refusal(ask(analytics, "rows", noon))
     assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE")
     assert "begin later" in violations["start_time"]

@@ -54,6 +54,14 @@ async def report(
             labels=dict(labels or {}),
             unit=unit,
             last_report_time=last_report_time or func.now(),
+            places=max(
+                (
+                    len(each.bucket_counts)
+                    for each in points.values()
+                    if isinstance(each, Histogram)
+                ),
+                default=0,
+            ),
         )
         made = await connection.execute(series.returning(metric_series.c.series_id))
         series_id = made.scalar_one()

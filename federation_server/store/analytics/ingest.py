@@ -15,14 +15,15 @@ from federation_server.store.pipeline import pipeline
 
 # Two batches may meet the same new series; the one that comes second waits, and updates.
 _SERIES = b"""
-INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time)
-SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, now()
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-     AS b (neuron_id, name, kind, labels, unit)
+INSERT INTO metric_series AS s (neuron_id, name, kind, labels, unit, last_report_time, places)
+SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, now(), places
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[])
+     AS b (neuron_id, name, kind, labels, unit, places)
 ORDER BY neuron_id, name, kind, labels
 ON CONFLICT (neuron_id, name, kind, jsonb_hash_extended(labels, 0), jsonb_hash_extended(labels, 1))
 DO UPDATE
-SET last_report_time = excluded.last_report_time, unit = excluded.unit
+SET last_report_time = excluded.last_report_time, unit = excluded.unit,
+    places = greatest(s.places, excluded.places)
 RETURNING series_id, neuron_id, name, kind::text, labels
 """
 
@@ -88,18 +89,30 @@ async def _series(
     connection: Connection, reports: Sequence[tuple[str, AnalyticsReport]]
 ) -> dict[_SeriesKey, int]:
     """The id of each series that the reports name; those that are new are made."""
-    named = {
-        _key(neuron_id, point): point for neuron_id, report in reports for point in report.points
-    }
+    named: dict[_SeriesKey, MetricPoint] = {}
+    places: dict[_SeriesKey, int] = {}
+    for neuron_id, report in reports:
+        for point in report.points:
+            key = _key(neuron_id, point)
+            named[key] = point
+            if isinstance(point.value, Histogram):
+                places[key] = max(places.get(key, 0), len(point.value.bucket_counts))
     if not named:
         return {}
-    columns: list[list[str]] = [[], [], [], [], []]
-    for (neuron_id, name, kind, _), point in named.items():
-        labels = orjson.dumps(dict(point.labels), option=orjson.OPT_SORT_KEYS).decode()
-        for column, value in zip(columns, (neuron_id, name, kind, labels, point.unit), strict=True):
-            column.append(value)
+    labels = [
+        orjson.dumps(dict(point.labels), option=orjson.OPT_SORT_KEYS).decode()
+        for point in named.values()
+    ]
     async with pipeline(connection) as send:
-        rows = await send(_SERIES, *columns)
+        rows = await send(
+            _SERIES,
+            [neuron_id for neuron_id, _, _, _ in named],
+            [name for _, name, _, _ in named],
+            [kind for _, _, kind, _ in named],
+            labels,
+            [point.unit for point in named.values()],
+            [places.get(key, 0) for key in named],
+        )
     return {
         (neuron_id, name, kind, frozenset(labels.items())): series_id
         for series_id, neuron_id, name, kind, labels in rows

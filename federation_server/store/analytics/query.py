@@ -30,12 +30,11 @@ from federation_server.domain.analytics import (
     histogram_bucket,
     numbers_bucket,
 )
-from federation_server.store.analytics.rollups import round_places
 from federation_server.store.analytics.statements import (
     MetricsQuery,
     select_histograms,
+    select_kinds,
     select_numbers,
-    select_places,
 )
 
 MAX_SERIES = 1000
@@ -73,8 +72,14 @@ async def query(
     timeout = func.set_config("statement_timeout", f"{TIMEOUT_S}s", true())  # this transaction's
     await connection.execute(select(timeout))
     try:
-        numbers, more_numbers = await _collect(_numbers(connection, asked))
-        histograms, more_histograms = await _collect(_histograms(connection, asked))
+        kinds = dict(tuple(row) for row in await connection.execute(select_kinds(asked)))
+        places = kinds.pop(MetricKind.HISTOGRAM, 0)
+        numbers, more_numbers = (
+            await _collect(_numbers(connection, asked)) if kinds else ([], False)
+        )
+        histograms, more_histograms = (
+            await _collect(_histograms(connection, asked, places)) if places else ([], False)
+        )
     except OperationalError as error:
         if isinstance(error.orig, QueryCanceled):
             raise QueryTooSlow from error
@@ -132,17 +137,14 @@ async def _numbers(connection: AsyncConnection, asked: MetricsQuery) -> _Buckets
         )
 
 
-async def _histograms(connection: AsyncConnection, asked: MetricsQuery) -> _Buckets:
-    """The buckets of histograms. One bucket's rows follow each other, the fullest first: it says
-    the bounds.
+async def _histograms(connection: AsyncConnection, asked: MetricsQuery, places: int) -> _Buckets:
+    """The buckets of histograms of at most so many places. One bucket's rows follow each other, the
+    fullest first: it says the bounds.
     """
-    places = (await connection.execute(select_places(asked))).scalar_one()
-    if places is None:
-        return
     current: tuple[list[Any], datetime, Histogram] | None = None
-    async with aclosing(_rows(connection, select_histograms(asked, round_places(places)))) as rows:
+    async with aclosing(_rows(connection, select_histograms(asked, places))) as rows:
         async for *key, start, _, bounds, found, total, least, greatest in rows:
-            counts = [int(count) for count in found[: len(bounds) + 1]]
+            counts = [int(count) for count in found.split(",")]
             histogram = Histogram(bounds, counts, total, least, greatest)
             if current is not None and current[:2] == (key, start):
                 current = (key, start, current[2].merge(histogram))

@@ -83,18 +83,24 @@ class MetricsQuery:
 def _chosen(asked: MetricsQuery) -> Subquery:
     """The metric's series that are asked for: their groups, and each group's newest unit."""
     stored = metric_series.c
-    groups = [_group(name).label(f"group{place}") for place, name in enumerate(asked.group_by)]
+    groups = [_group(name).label(f"group{number}") for number, name in enumerate(asked.group_by)]
     newest = (stored.last_report_time.desc(), stored.series_id)
     unit = func.first_value(stored.unit).over(partition_by=[*groups, stored.kind], order_by=newest)
-    chosen = (
-        select(stored.series_id, *groups, stored.kind, unit.label("unit"))
-        .join(neurons, neurons.c.neuron_id == stored.neuron_id)
+    columns = (stored.series_id, *groups, stored.kind, unit.label("unit"))
+    return _of_series(select(*columns), asked).subquery("chosen")
+
+
+def _of_series(columns: Select[Any], asked: MetricsQuery) -> Select[Any]:
+    """Of the metric's series that are asked for."""
+    stored = metric_series.c
+    found = (
+        columns.join(neurons, neurons.c.neuron_id == stored.neuron_id)
         .join(neuron_states, neuron_states.c.neuron_id == stored.neuron_id)
         .where(stored.name == asked.name, asked.neurons)
     )
     if asked.labels:
-        chosen = chosen.where(stored.labels.contains(dict(asked.labels)))
-    return chosen.subquery("chosen")
+        found = found.where(stored.labels.contains(dict(asked.labels)))
+    return found
 
 
 def _group(name: str) -> ColumnElement[str]:
@@ -163,15 +169,19 @@ def select_numbers(asked: MetricsQuery) -> Select[Any]:
     )
 
 
-def select_places(asked: MetricsQuery) -> Select[Any]:
-    """How many places the widest histogram has; NULL if there is none."""
-    return select(func.max(func.cardinality(_points(asked, histograms=True).c.bucket_counts)))
+def select_kinds(asked: MetricsQuery) -> Select[Any]:
+    """The kinds that there are of the metric, each with how many places its widest histogram has
+    had (0 for other kinds).
+    """
+    stored = metric_series.c
+    kinds = select(stored.kind, func.max(stored.places)).select_from(metric_series)
+    return _of_series(kinds, asked).group_by(stored.kind)
 
 
 def select_histograms(asked: MetricsQuery, places: int) -> Select[Any]:
     """Of histograms of at most so many places: how many observations, the bounds, the counts of the
-    places between them (and NULLs behind), the sum, the least and the greatest observation; of each
-    bucket the fullest first.
+    places between them, the sum, the least and the greatest observation; of each bucket the fullest
+    first. The counts are a text with commas, because an array of numerics is slow to read.
     """
     points = _points(asked, histograms=True)
     keys, of = _keys(points), points.c
@@ -183,7 +193,7 @@ def select_histograms(asked: MetricsQuery, places: int) -> Select[Any]:
             *keys,
             total_count,
             of.bounds,
-            array(counts),
+            func.array_to_string(array(counts), ","),
             _summed(of.sum),
             _known(of.min, observed, func.min),
             _known(of.max, observed, func.max),
