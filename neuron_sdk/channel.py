@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 PING_MS = 18_000
 PING_TIMEOUT_MS = 10_000
 MAX_MESSAGE_BYTES = 4 * 2**20
-RECONNECT_MS = (2_000, 5_000)
+RECONNECT_MS = (1_500, 3_000)
 """How long gRPC waits at the most between two tries to connect, for as long as somebody waits for a
 channel. Each channel has its own, so that those that lost one server do not try in step."""
 
@@ -57,7 +57,7 @@ def open_channel(target: str, *, max_receive_bytes: int = MAX_MESSAGE_BYTES) -> 
             # Backoff is ours: a shared subchannel would remember gRPC's own.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
-            ("grpc.initial_reconnect_backoff_ms", most_ms // 5),
+            ("grpc.initial_reconnect_backoff_ms", most_ms // 3),
             ("grpc.max_reconnect_backoff_ms", most_ms),
         ],
     )

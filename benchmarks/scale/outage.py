@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     others = Others()
     with apart() as both, tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         fleet.write_tokens(both.served, neurons, file)
-        command = reporting(both.served.address, Path(file.name), arguments)
+        command = reporting(
+            both.served.address, Path(file.name), arguments.interval, arguments.report
+        )
         with (
             swarms(command, neurons=neurons, processes=arguments.processes) as running,
             shown(both.served) as asking,

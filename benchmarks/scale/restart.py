@@ -106,15 +106,15 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"restart is left out: {problem}")
         return
     print(
-        f"restart: {neurons} neurons, a heartbeat each {arguments.interval:g} s, a report each"
-        f" {arguments.report:g} s\n"
+        f"restart: {neurons} neurons, a heartbeat each {arguments.pace:g} s, a report each"
+        f" {arguments.pace:g} s\n"
     )
     with apart() as both, tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         fleet.write_tokens(both.served, neurons, file)
-        command = reporting(both.served.address, Path(file.name), arguments)
+        command = reporting(both.served.address, Path(file.name), arguments.pace, arguments.pace)
         with swarms(command, neurons=neurons, processes=arguments.processes) as running:
             running.say("report")
-            time.sleep(2 * arguments.report)
+            time.sleep(arguments.pace)
             columns = {}
             for how in (signal.SIGTERM, signal.SIGKILL):
                 columns[how.name] = restart(both, running, how, arguments)

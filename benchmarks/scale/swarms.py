@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -65,9 +64,9 @@ def returning(address: str, tokens: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", module, address, "--tokens", str(tokens), *options]
 
 
-def reporting(address: str, tokens: Path, arguments: argparse.Namespace) -> list[str]:
-    """The same with the intervals of heartbeats and reports that were asked for."""
-    intervals = ("--interval", str(arguments.interval), "--report", str(arguments.report))
+def reporting(address: str, tokens: Path, interval_s: float, report_s: float) -> list[str]:
+    """The same with so many seconds between heartbeats, and between reports."""
+    intervals = ("--interval", str(interval_s), "--report", str(report_s))
     return returning(address, tokens, *intervals)
 
 

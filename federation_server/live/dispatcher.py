@@ -38,6 +38,10 @@ log = structlog.get_logger(__name__)
 SCAN_INTERVAL_S = 1.0
 """How long a command can wait that no hint was heard of."""
 
+OPENED_PAUSE_S = 0.02
+"""How long a neuron whose stream has just been opened waits for others, so that a herd is asked for
+together."""
+
 CLAIM_TIMEOUT_S = 10.0
 """How long one claim may take before its connection is given up."""
 
@@ -58,12 +62,23 @@ class Dispatcher:
         self._full: set[str] = set()
         self._doubtful: set[tuple[str, int]] = set()
         self._batches: set[str] = set()
+        self._soon: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._connection = OwnConnection(database, "dispatcher")
 
     def wake(self, neuron_id: str) -> None:
         """Something may wait for that neuron."""
         self._woken.add(neuron_id)
+        self._wake.set()
+
+    def opened(self, neuron_id: str) -> None:
+        """That neuron's stream has been opened: something may have waited for it."""
+        self._woken.add(neuron_id)
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(OPENED_PAUSE_S, self._look)
+
+    def _look(self) -> None:
+        self._soon = None
         self._wake.set()
 
     def freed(self, neuron_id: str) -> None:

@@ -113,7 +113,7 @@ class NeuronStream:
                 await self._context.write(self._welcome(session, opened))
                 for command_id, attempt in opened.astray:
                     session.send(Cancel(command_id, attempt, "nobody waits for it any more"))
-                parts.dispatcher.wake(session.neuron_id)
+                parts.dispatcher.opened(session.neuron_id)
                 reader = asyncio.create_task(self._read(session), name=f"read {session.neuron_id}")
                 reader.add_done_callback(lambda _: session.wake())
                 await self._write(session, reader)
