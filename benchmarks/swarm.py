@@ -18,6 +18,7 @@ import random
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -25,7 +26,7 @@ from federation.v1 import command_pb2, heartbeat_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation.v1 import session_service_pb2_grpc as pb_grpc
 
-CONNECTING_AT_ONCE = 64
+CONNECTING_AT_ONCE = 50
 
 OPTIONS = (
     # A connection each: neurons are processes of their own.
@@ -43,10 +44,8 @@ class Neuron:
         self.sent = 0
         self.lost = False
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-        metadata = (("authorization", f"Bearer {token}"),) if token else None
-        self._call = pb_grpc.SessionServiceStub(self._channel).Connect(
-            metadata=metadata, wait_for_ready=True
-        )
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._call: Any = None
         self._beat = full_heartbeat()
         self._sequence = 0
         self._one_write = asyncio.Lock()
@@ -58,6 +57,10 @@ class Neuron:
             spool_id=uuid.uuid4().hex,
             first_sequence=1,
             next_sequence=1,
+        )
+        # Not before: a server has only so many calls wait.
+        self._call = pb_grpc.SessionServiceStub(self._channel).Connect(
+            metadata=self._metadata, wait_for_ready=True
         )
         await self._call.write(pb.NeuronMessage(hello=hello))
         welcome = await self._call.read()
