@@ -101,8 +101,12 @@ class App:
             followed=self.watchers.followed,
         )
         self.opener = Opener(database, self.server_id, unwanted=self._close_unwanted)
+        self.health = Health()
         self.doubt = SelfDoubt(
-            self.metrics, patience=settings.presence_patience, flush_lag=self.writer.lag
+            self.metrics,
+            patience=settings.presence_patience,
+            flush_lag=self.writer.lag,
+            on_change=self.health.presence_changed,
         )
         self.notifier = Notifier(
             database,
@@ -125,7 +129,6 @@ class App:
             retention=settings.retention,
         )
         self.rollup = Rollup(database, self.metrics)
-        self.health = Health()
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,

@@ -4,15 +4,16 @@ A task of its own measures how late the event loop is. Whoever is about to act o
 heard asks at that very moment (`look`, `frozen`), so that a process that stood still finds that out
 first, in whatever order its timers go off. What others find (PostgreSQL is late, many streams were
 lost) they `notice` here. Every change is logged and shown as a metric; the lease publishes it to
-the other servers.
+the other servers, and health has a service "presence" for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from typing import Protocol
 
 import structlog
 
@@ -24,6 +25,13 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 
 
+class FrozenObserver(Protocol):
+    """Is told when this server ceases to mark neurons down, and when it begins again."""
+
+    def __call__(self, *, frozen: bool) -> Awaitable[None]:
+        """Nobody is marked down, or whoever is silent is."""
+
+
 class SelfDoubt:
     """Why this server does not trust what it has not heard, if it does not."""
 
@@ -33,11 +41,15 @@ class SelfDoubt:
         *,
         patience: timedelta,
         flush_lag: Callable[[], float],
+        on_change: FrozenObserver,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`flush_lag` says for how many seconds what was handed to the writer has waited."""
+        """`flush_lag` says for how many seconds what was handed to the writer has waited;
+        `on_change` is awaited whenever marking neurons down ceases or begins again.
+        """
         self._metrics = metrics
         self._flush_lag = flush_lag
+        self._on_change = on_change
         self._clock = clock
         self._doubt = Doubt(patience)
         self._ticked = clock()
@@ -55,10 +67,14 @@ class SelfDoubt:
     async def run(self) -> None:
         """Measures how late the event loop is, until it is cancelled."""
         self._ticked = self._clock()
+        told = None
         while True:
-            await asyncio.sleep(TICK_S)
-            self.look()
+            frozen = self.frozen()
             self._ticked = self._clock()
+            if frozen is not told:
+                told = frozen
+                await self._on_change(frozen=frozen)
+            await asyncio.sleep(TICK_S)
 
     def notice(self, cause: Cause) -> None:
         """There is that cause now."""

@@ -55,6 +55,10 @@ OPTIONS = (
     ("grpc.server.max_pending_requests_hard_limit", 30_000),
 )
 
+PRESENCE = "presence"
+"""Beside the services: NOT_SERVING while this server doubts itself and marks no neuron down. It is
+apart from them, so that no load balancer takes a server out for that."""
+
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
@@ -68,12 +72,18 @@ class Health:
     async def start(self) -> None:
         """Names the services, NOT_SERVING until the database has answered."""
         await self.database_changed(up=False)
+        await self.presence_changed(frozen=True)
 
     async def database_changed(self, *, up: bool) -> None:
         """The database answers, or does not any more."""
         status = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
             await self.servicer.set(service, status.SERVING if up else status.NOT_SERVING)
+
+    async def presence_changed(self, *, frozen: bool) -> None:
+        """The server is in doubt of itself, or not any more."""
+        status = health_pb2.HealthCheckResponse
+        await self.servicer.set(PRESENCE, status.NOT_SERVING if frozen else status.SERVING)
 
     async def draining(self) -> None:
         """From now on nothing serves."""

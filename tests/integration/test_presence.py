@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import pytest_asyncio
@@ -288,7 +289,7 @@ def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweep
         server_id,
         metrics,
         CommandWatchers(database),
-        doubt=SelfDoubt(metrics, patience=patience, flush_lag=lambda: 0.0),
+        doubt=SelfDoubt(metrics, patience=patience, flush_lag=lambda: 0.0, on_change=AsyncMock()),
         changed=lambda _: None,
         offline_after=OFFLINE_AFTER,
         mass_offline_after=timedelta(minutes=3),

@@ -126,9 +126,9 @@ async def presence(served: Served, neuron_id: str) -> int:
     return (await shown(served, neuron_id)).presence
 
 
-async def health(served: Served) -> int:
+async def health(served: Served, service: str = "") -> int:
     stub: Any = HealthStub(served.channel)
-    answer = await stub.Check(HealthCheckRequest(), timeout=5)
+    answer = await stub.Check(HealthCheckRequest(service=service), timeout=5)
     status: int = answer.status
     return status
 
@@ -242,8 +242,8 @@ async def is_online(served: Served, neuron_id: str) -> bool:
         return False
 
 
-async def is_health(served: Served, status: int) -> bool:
-    return await health(served) == status
+async def is_health(served: Served, status: int, service: str = "") -> bool:
+    return await health(served, service) == status
 
 
 async def answers_again(served: Served, postgres: Postgres) -> None:

@@ -151,12 +151,17 @@ class Hands:
         self.now = 1000.0
         self.flush_lag = 0.0
         self.metrics = Metrics()
+        self.told: list[bool] = []
         self.doubt = SelfDoubt(
             self.metrics,
             patience=PATIENCE,
             flush_lag=lambda: self.flush_lag,
+            on_change=self.tell,
             clock=lambda: self.now,
         )
+
+    async def tell(self, *, frozen: bool) -> None:
+        self.told.append(frozen)
 
     def shown(self) -> set[str]:
         """The causes whose metric is 1."""

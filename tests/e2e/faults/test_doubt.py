@@ -115,9 +115,17 @@ async def test_a_server_that_stood_still_marks_nobody_down_for_that(
         await eventually(
             lambda: in_doubt(served, pb.DOUBT_CAUSE_LOOP_LAG), describe="the overview says so"
         )
+        not_serving = HealthCheckResponse.NOT_SERVING
+        await eventually(
+            lambda: is_health(served, not_serving, "presence"), describe="so does health"
+        )
         assert '"presence_frozen"' in server.output[said:]
         await eventually(lambda: in_no_doubt(served), within=20, describe="it goes on")
         assert '"presence_resumed"' in server.output[said:]
+        await eventually(
+            lambda: is_health(served, HealthCheckResponse.SERVING, "presence"),
+            describe="health says that it goes on",
+        )
         states = [await shown(served, name) for name in names]
         assert [state.presence for state in states] == [ONLINE] * len(names)
         assert [state.session.epoch for state in states] == epochs
