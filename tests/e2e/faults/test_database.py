@@ -112,6 +112,8 @@ async def test_when_a_claim_was_not_answered_what_it_may_have_taken_is_sent_on_t
             federation.app.dispatcher.wake("n")
 
             async def cut() -> bool:
+                # In a transaction pg_stat_activity stays as it was first read.
+                await connection.execute(b"SELECT pg_stat_clear_snapshot()")
                 ended = await connection.execute(
                     b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     b" WHERE application_name = 'federation-dispatcher'"
