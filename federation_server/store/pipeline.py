@@ -140,6 +140,8 @@ class Pipeline:
                     continue
                 if result.status == ExecStatus.PIPELINE_SYNC:
                     return
+                if not self._asked:  # the connection had ended before anything could be sent
+                    raise psycopg.errors.error_from_result(result)
                 answer = self._asked.popleft()
                 self._take(answer, result)
                 if answer is wanted:

@@ -109,7 +109,7 @@ async def test_a_stream_that_ends_before_its_turn_opens_no_session(opening: Open
         await opening.open("b")
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-    await opening.open("b")
+        await opening.open("b")  # so that nothing asks for the other any more
     epoch = "SELECT session_epoch FROM neuron_states WHERE neuron_id = 'a'"
     assert await opening.ask(epoch) == 0
     assert opening.unwanted == []

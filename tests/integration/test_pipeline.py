@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ import pytest_asyncio
 
 from federation_server.store.database import Connection, Database, bounded, driver
 from federation_server.store.pipeline import Answer, pipeline
+from tests.support.waiting import eventually
 
 ECHO = b"SELECT $1::text, $2::int8"
 INSERT = b"INSERT INTO made (name) VALUES ($1::text)"
@@ -186,6 +188,23 @@ async def test_a_connection_that_breaks_is_an_error_and_no_hang(
     with pytest.raises(psycopg.OperationalError):
         await break_it()
     assert connection.closed
+
+
+async def test_a_connection_that_had_ended_before_is_an_error_of_the_connection(
+    database: Database, connection: Connection
+) -> None:
+    async with await database.connect("other") as other:
+        process = connection.info.backend_pid
+        await carry_out(other, (b"SELECT pg_terminate_backend($1::int4)", process))
+
+    def ended() -> bool:
+        with suppress(psycopg.OperationalError):  # it says so once, and then it is in that state
+            connection.pgconn.consume_input()
+        return connection.closed
+
+    await eventually(ended, describe="libpq has noticed")
+    with pytest.raises(psycopg.OperationalError):
+        await carry_out(connection, (b"SELECT 1",))
 
 
 async def test_a_bound_ends_the_wait_for_an_answer(connection: Connection) -> None:
