@@ -27,7 +27,13 @@ from federation_server.live.pacing import Pacing
 from federation_server.live.session import SessionEnd, Sessions
 from federation_server.store import servers
 from federation_server.store import sessions as session_store
-from federation_server.store.database import Connection, Database, bounded, first_line
+from federation_server.store.database import (
+    Connection,
+    Database,
+    OwnConnection,
+    bounded,
+    first_line,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +83,7 @@ class Lease:
         self._on_change = on_change
         self._reopen = reopen
         self._up: bool | None = None
-        self._connection: Connection | None = None
+        self._connection = OwnConnection(database, "lease")
 
     async def run(self) -> None:
         """Renews until it is cancelled."""
@@ -88,7 +94,7 @@ class Lease:
     async def renew(self) -> None:
         """Renews once, and says whether PostgreSQL answered."""
         deadline = time.monotonic() + RENEW_TIMEOUT_S
-        kept = self._connection is not None
+        kept = self._connection.is_made
         try:
             try:
                 await self._renew(deadline)
@@ -106,14 +112,13 @@ class Lease:
     async def _renew(self, deadline: float) -> None:
         """Renews by the connection that is there, else by a new one; gives up one that fails."""
         try:
-            if self._connection is None:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    self._connection = await self._database.connect("lease")
-            with bounded(self._connection, deadline - time.monotonic()):
+            async with asyncio.timeout(deadline - time.monotonic()):
+                connection = await self._connection.get()
+            with bounded(connection, deadline - time.monotonic()):
                 interval = self._pacing.to_register()
                 asked = time.monotonic()
                 await servers.renew(
-                    self._connection,
+                    connection,
                     self._server_id,
                     self._version,
                     heartbeat_interval=interval,
@@ -122,25 +127,23 @@ class Lease:
                 )
                 self._doubt.measured(Cause.DATABASE_LAG, time.monotonic() - asked)
                 self._pacing.registered(interval)
-                await self._compare_sessions(self._connection)
+                await self._compare_sessions(connection)
         except psycopg.Error:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await connection.close()
+            await self._connection.close()
             raise
 
     async def leave(self) -> None:
         """Takes the server out of the register; without PostgreSQL the lease just ends."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+        if not self._connection.is_made:
             return
+        connection = await self._connection.get()
         try:
             with bounded(connection, RENEW_TIMEOUT_S):
                 await servers.leave(connection, self._server_id)
         except psycopg.Error as error:
             log.warning("lease left to end", action="lease_left", reason=first_line(error))
         finally:
-            await connection.close()
+            await self._connection.close()
 
     async def _compare_sessions(self, connection: Connection) -> None:
         """Ends the sessions that are over, and opens those again that only seemed to be."""

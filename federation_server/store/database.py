@@ -232,6 +232,11 @@ class OwnConnection:
         self._connection: Connection | None = None
         self._used = 0.0
 
+    @property
+    def is_made(self) -> bool:
+        """There is a connection, which may have ended since."""
+        return self._connection is not None
+
     async def get(self) -> Connection:
         """The connection. One that callers wait for is asked first whether it still works, unless
         it did a moment ago: an outage that is over is none of theirs.
