@@ -64,9 +64,8 @@ _STATE = {
 }
 
 _ROLLUPS = """
-INSERT INTO {table} (series_id, bucket_time, count, sum, min, max, bounds, bucket_counts)
+INSERT INTO {table} (series_id, bucket_time, count, sum, min, max, bucket_counts)
 SELECT series_id, bucket_time, 12, random() * 100, 1, 90,
-    CASE WHEN kind = 'HISTOGRAM' THEN '{{1,2,5,10,20,50,100,200,500,1000}}'::float8[] END,
     CASE WHEN kind = 'HISTOGRAM' THEN '{{1,2,1,1,1,1,1,1,1,1,1}}'::int8[] END
 FROM metric_series, generate_series(%(start)s, %(end)s, %(width)s) AS bucket_time
 """
@@ -110,11 +109,11 @@ def make_neurons(connection: psycopg.Connection[Any], number: int) -> None:
 def make_rollups(connection: psycopg.Connection[Any], end: datetime) -> None:
     """A month of hours and days of every neuron's metrics, up to that whole hour."""
     connection.execute(
-        "INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time, places)"
+        "INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time, bounds)"
         " SELECT neuron_id, lower(kind), kind::metric_kind, '{}', '', now(),"
-        " CASE WHEN kind = 'HISTOGRAM' THEN 11 ELSE 0 END"
+        " CASE WHEN kind = 'HISTOGRAM' THEN %s ELSE '{}' END::float8[]"
         " FROM neurons, unnest(%s::text[]) AS kind",
-        (list(METRICS),),
+        ([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0], list(METRICS)),
     )
     for table, width in (("metric_hours", timedelta(hours=1)), ("metric_days", timedelta(days=1))):
         start = end.replace(hour=0) - timedelta(days=DAYS + 1)

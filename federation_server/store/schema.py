@@ -321,8 +321,8 @@ command_transitions = Table(
     Column("reason", Text, nullable=False),
 )
 
-# One series for each neuron, metric, kind and set of labels.
-# `places` is how many a histogram's points have had at the most; 0 for what is no histogram.
+# One series for each neuron, metric, kind, set of labels and, of a histogram, bounds (none for what
+# is no histogram).
 metric_series = Table(
     "metric_series",
     metadata,
@@ -333,7 +333,7 @@ metric_series = Table(
     Column("labels", JSONB, nullable=False),
     Column("unit", Text, nullable=False),
     Column("last_report_time", _TIME, nullable=False),
-    Column("places", Integer, nullable=False),
+    Column("bounds", ARRAY(Double, dimensions=1), nullable=False),
 )
 
 # What was measured, in daily partitions by point_time. `value` is a counter's growth or a
@@ -348,7 +348,6 @@ metric_points = Table(
     Column("sum", Double),
     Column("min", Double),
     Column("max", Double),
-    Column("bounds", ARRAY(Double, dimensions=1)),
     Column("bucket_counts", ARRAY(BigInteger, dimensions=1)),
 )
 
@@ -363,13 +362,12 @@ def _rollup(name: str) -> Table:
         Column("sum", Double, nullable=False),
         Column("min", Double),
         Column("max", Double),
-        Column("bounds", ARRAY(Double, dimensions=1)),
         Column("bucket_counts", ARRAY(BigInteger, dimensions=1)),
     )
 
 
-# Points added up by minute, hour and day; one row for each series and bucket, of histograms one for
-# each set of bounds in it. In daily partitions (minutes) and monthly ones, by bucket_time.
+# Points added up by minute, hour and day: one row for each series and bucket. In daily partitions
+# (minutes) and monthly ones, by bucket_time.
 metric_minutes = _rollup("metric_minutes")
 metric_hours = _rollup("metric_hours")
 metric_days = _rollup("metric_days")

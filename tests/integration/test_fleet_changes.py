@@ -405,7 +405,7 @@ async def fill(database: Database, writer: Connection, neuron_id: str) -> None:
                 labels={},
                 unit="",
                 last_report_time=func.now(),
-                places=0,
+                bounds=[],
             )
             .returning(metric_series.c.series_id)
         )

@@ -196,7 +196,7 @@ async def test_histograms_and_events_are_stored_whole(
         [ReportedEvent(timedelta(), Severity.ERROR, "disk_full", "no room", {"free": 0})],
     )
     await apply(connection, durables=(durable(epoch, 1, report),))
-    point = await one(database, "SELECT * FROM metric_points")
+    point = await one(database, "SELECT * FROM metric_points JOIN metric_series USING (series_id)")
     assert (point["count"], point["bounds"], point["bucket_counts"]) == (3, [1.0, 2.0], [1, 0, 2])
     event = await one(database, "SELECT * FROM reported_events")
     assert (event["severity"], event["type"], event["attributes"]) == (
@@ -206,26 +206,28 @@ async def test_histograms_and_events_are_stored_whole(
     )
 
 
-async def test_a_series_knows_the_most_places_that_its_histograms_have_had(
+async def test_histograms_of_equal_bounds_are_one_series_and_of_others_another(
     database: Database, connection: Connection
 ) -> None:
     epoch = (await open_session(database, NEURON)).epoch
-    most = []
-    for sequence, widths in enumerate([(3,), (2,), (4, 2)], 1):
+    wide, narrow = [1.0, 2.5, 1e300], [0.1]
+    for sequence, reported in enumerate([(wide,), (narrow,), (narrow, wide)], 1):
         points = [
             MetricPoint(
                 "ms",
                 MetricKind.HISTOGRAM,
                 "ms",
                 {},
-                Histogram([float(n) for n in range(1, places)], [1] * places, 9.0, 0.5, 5.0),
+                Histogram(bounds, [1] * (len(bounds) + 1), 9.0),
             )
-            for places in widths
+            for bounds in reported
         ]
         report = AnalyticsReport(timedelta(), points, [])
         await apply(connection, durables=(durable(epoch, sequence, report),))
-        most.append((await one(database, "SELECT places FROM metric_series"))["places"])
-    assert most == [3, 3, 4]
+    query = "SELECT bounds, count(*) FROM metric_points JOIN metric_series USING (series_id)"
+    async with database.begin() as reading:
+        found = await reading.execute(text(f"{query} GROUP BY series_id, bounds ORDER BY bounds"))
+        assert [tuple(row) for row in found] == [(narrow, 2), (wide, 2)]
 
 
 async def test_totals_go_on_over_a_restart_of_the_process(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import alembic.command
 import pytest
 from google.protobuf.descriptor import EnumDescriptor
 from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
@@ -62,6 +63,13 @@ def snapshot(connection: Connection) -> list[tuple[str, str, int]]:
 def set_revision(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
+
+
+def upgrade_to(monkeypatch: pytest.MonkeyPatch, url: str, revision: str) -> None:
+    """Applies the steps up to that one."""
+    whole = alembic.command.upgrade
+    monkeypatch.setattr(alembic.command, "upgrade", lambda config, _: whole(config, revision))
+    migrate.upgrade(url)
 
 
 async def complaint(url: str) -> str:
@@ -216,6 +224,47 @@ def test_a_step_that_fails_leaves_nothing_behind(empty: Engine, empty_database_u
         migrate.upgrade(empty_database_url)
     with empty.connect() as connection:
         assert inspect(connection).get_table_names() == ["signing_keys"]
+
+
+def test_a_series_of_several_bounds_becomes_one_for_each(
+    empty: Engine, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_to(monkeypatch, empty_database_url, "0011")
+    made = """
+        INSERT INTO neurons SELECT (jsonb_populate_record(NULL::neurons, (
+            SELECT jsonb_object_agg(column_name, CASE
+                WHEN column_name = 'neuron_id' THEN to_jsonb('n'::text)
+                WHEN udt_name = '_text' THEN '[]'
+                WHEN udt_name = 'lifecycle' THEN to_jsonb('ACTIVE'::text)
+                WHEN udt_name = 'timestamptz' THEN to_jsonb(now())
+                ELSE '0' END)
+            FROM information_schema.columns
+            WHERE table_name = 'neurons' AND is_nullable = 'NO'))).*;
+        INSERT INTO metric_series (neuron_id, name, kind, labels, unit, last_report_time, places)
+        VALUES ('n', 'rows', 'COUNTER', '{}', '', now(), 0),
+            ('n', 'ms', 'HISTOGRAM', '{}', '', now(), 3);
+        CREATE TABLE metric_hours_all PARTITION OF metric_hours DEFAULT;
+        INSERT INTO metric_hours (series_id, bucket_time, count, sum, bounds, bucket_counts)
+        SELECT series_id, now(), made.count, 0, bounds::float8[], counts::int8[]
+        FROM (VALUES ('rows', 1, NULL, NULL), ('ms', 2, '{5}', '{1,1}'), ('ms', 3, '{5}', '{2,1}'),
+            ('ms', 4, '{1,2}', '{4,0,0}')) AS made (name, count, bounds, counts)
+            JOIN metric_series USING (name)
+    """
+    with empty.begin() as connection:
+        connection.execute(text(made))
+    monkeypatch.undo()
+    migrate.upgrade(empty_database_url)
+    kept = """
+        SELECT name, s.bounds, array_agg(count ORDER BY count)
+        FROM metric_hours JOIN metric_series s USING (series_id)
+        GROUP BY series_id, name, s.bounds ORDER BY name, s.bounds
+    """
+    with empty.connect() as connection:
+        assert [tuple(row) for row in connection.execute(text(kept))] == [
+            ("ms", [1.0, 2.0], [4]),
+            ("ms", [5.0], [2, 3]),
+            ("rows", [], [1]),
+        ]
 
 
 async def test_an_empty_database_is_told_to_migrate(empty_database_url: str) -> None:

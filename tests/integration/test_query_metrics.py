@@ -367,9 +367,9 @@ async def many_series(database: Database, noon: datetime, number: int) -> None:
         await connection.execute(
             text(
                 "WITH made AS (INSERT INTO metric_series"
-                " (neuron_id, name, kind, labels, unit, last_report_time, places)"
+                " (neuron_id, name, kind, labels, unit, last_report_time, bounds)"
                 " SELECT 'n1', 'rows', 'GAUGE',"
-                " jsonb_build_object('n', lpad(n::text, 5, '0')), '', now(), 0"
+                " jsonb_build_object('n', lpad(n::text, 5, '0')), '', now(), '{}'"
                 " FROM generate_series(1, :number) n RETURNING series_id)"
                 " INSERT INTO metric_points (series_id, point_time, value)"
                 " SELECT series_id, cast(:noon AS timestamptz) + m * interval '1 min', 1"

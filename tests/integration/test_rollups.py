@@ -101,7 +101,10 @@ async def test_histograms_are_added_up_by_their_bounds(
     await report(database, NEURON, "ms", MetricKind.HISTOGRAM, points)
     await roll_up(database)
     async with database.begin() as reading:
-        query = "SELECT bounds, bucket_counts, count FROM metric_hours ORDER BY count"
+        query = (
+            "SELECT bounds, bucket_counts, count FROM metric_hours JOIN metric_series"
+            " USING (series_id) ORDER BY count"
+        )
         found = [tuple(row) for row in await reading.execute(text(query))]
     assert found == [([1.0, 2.0], [0, 0, 3], 3), ([10.0], [2, 4], 6)]
 
@@ -109,8 +112,7 @@ async def test_histograms_are_added_up_by_their_bounds(
 async def test_a_minute_that_has_not_ended_is_not_rolled_up(
     database: Database, connection: Connection
 ) -> None:
-    async with database.begin() as reading:
-        now = await current_time(reading)
+    now = await ago(database, hours=1)  # where no hour ends soon
     await report(database, NEURON, "rows", MetricKind.COUNTER, {now: 1.0})
     assert await roll_up(database, now=now) == 0
     assert await rows(database, "metric_minutes") == []

@@ -45,28 +45,23 @@ async def report(
     unit: str = "",
     last_report_time: datetime | None = None,
 ) -> None:
-    """A series of a neuron with those points."""
+    """A metric of a neuron with those points, in a series for each set of bounds."""
     async with database.begin() as connection:
-        series = insert(metric_series).values(
-            neuron_id=neuron_id,
-            name=name,
-            kind=kind,
-            labels=dict(labels or {}),
-            unit=unit,
-            last_report_time=last_report_time or func.now(),
-            places=max(
-                (
-                    len(each.bucket_counts)
-                    for each in points.values()
-                    if isinstance(each, Histogram)
-                ),
-                default=0,
-            ),
-        )
-        made = await connection.execute(series.returning(metric_series.c.series_id))
-        series_id = made.scalar_one()
+        series_ids = {}
+        for bounds in {_bounds(value) for value in points.values()} or {()}:
+            series = insert(metric_series).values(
+                neuron_id=neuron_id,
+                name=name,
+                kind=kind,
+                labels=dict(labels or {}),
+                unit=unit,
+                last_report_time=last_report_time or func.now(),
+                bounds=list(bounds),
+            )
+            made = await connection.execute(series.returning(metric_series.c.series_id))
+            series_ids[bounds] = made.scalar_one()
         for time, value in points.items():
-            row = {"series_id": series_id, "point_time": time, **_columns(value)}
+            row = {"series_id": series_ids[_bounds(value)], "point_time": time, **_columns(value)}
             await connection.execute(insert(metric_points).values(row))
         async with pipeline(await driver(connection)) as send:
             rollups.mark(send, Level.MINUTE, points)
@@ -78,8 +73,12 @@ async def roll_up(database: Database, *, now: datetime | None = None) -> int:
         return await rollups.roll_up(connection, now or await presence.clock(connection))
 
 
+def _bounds(value: float | Histogram) -> tuple[float, ...]:
+    return tuple(value.bounds) if isinstance(value, Histogram) else ()
+
+
 def _columns(value: float | Histogram) -> dict[str, Any]:
     if not isinstance(value, Histogram):
         return {"value": value}
-    names = ("count", "sum", "min", "max", "bounds", "bucket_counts")
+    names = ("count", "sum", "min", "max", "bucket_counts")
     return {name: getattr(value, name) for name in names}

@@ -15,21 +15,21 @@ from federation_server.store.pipeline import pipeline
 
 # Two batches may meet the same new series; the one that comes second waits, and updates.
 _SERIES = b"""
-INSERT INTO metric_series AS s (neuron_id, name, kind, labels, unit, last_report_time, places)
-SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, now(), places
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int4[])
-     AS b (neuron_id, name, kind, labels, unit, places)
-ORDER BY neuron_id, name, kind, labels
-ON CONFLICT (neuron_id, name, kind, jsonb_hash_extended(labels, 0), jsonb_hash_extended(labels, 1))
-DO UPDATE
-SET last_report_time = excluded.last_report_time, unit = excluded.unit,
-    places = greatest(s.places, excluded.places)
-RETURNING series_id, neuron_id, name, kind::text, labels
+INSERT INTO metric_series (neuron_id, name, kind, labels, unit, bounds, last_report_time)
+SELECT neuron_id, name, kind::metric_kind, labels::jsonb, unit, bounds::float8[], now()
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+     AS b (neuron_id, name, kind, labels, unit, bounds)
+ORDER BY neuron_id, name, kind, labels, bounds
+ON CONFLICT (neuron_id, name, kind,
+    jsonb_hash_extended(labels, 0), jsonb_hash_extended(labels, 1),
+    hash_array_extended(bounds, 0), hash_array_extended(bounds, 1))
+DO UPDATE SET last_report_time = excluded.last_report_time, unit = excluded.unit
+RETURNING series_id, neuron_id, name, kind::text, labels, bounds
 """
 
 _COPY_POINTS = (
-    "COPY metric_points (series_id, point_time, value, count, sum, min, max, bounds,"
-    " bucket_counts) FROM STDIN"
+    "COPY metric_points (series_id, point_time, value, count, sum, min, max, bucket_counts)"
+    " FROM STDIN"
 )
 
 _COPY_EVENTS = (
@@ -37,7 +37,7 @@ _COPY_EVENTS = (
     " attributes) FROM STDIN"
 )
 
-_SeriesKey = tuple[str, str, str, frozenset[tuple[str, str]]]
+_SeriesKey = tuple[str, str, str, frozenset[tuple[str, str]], tuple[float, ...]]
 
 
 async def write(
@@ -75,28 +75,22 @@ async def _write_points(
 
 def _values(value: float | Histogram) -> tuple[object, ...]:
     if isinstance(value, Histogram):
-        counts = list(value.bucket_counts)
-        bounds = list(value.bounds)
-        return (None, value.count, value.sum, value.min, value.max, bounds, counts)
-    return (value, None, None, None, None, None, None)
+        return (None, value.count, value.sum, value.min, value.max, list(value.bucket_counts))
+    return (value, None, None, None, None, None)
 
 
 def _key(neuron_id: str, point: MetricPoint) -> _SeriesKey:
-    return (neuron_id, point.name, point.kind.value, frozenset(point.labels.items()))
+    bounds = tuple(point.value.bounds) if isinstance(point.value, Histogram) else ()
+    return (neuron_id, point.name, point.kind.value, frozenset(point.labels.items()), bounds)
 
 
 async def _series(
     connection: Connection, reports: Sequence[tuple[str, AnalyticsReport]]
 ) -> dict[_SeriesKey, int]:
     """The id of each series that the reports name; those that are new are made."""
-    named: dict[_SeriesKey, MetricPoint] = {}
-    places: dict[_SeriesKey, int] = {}
-    for neuron_id, report in reports:
-        for point in report.points:
-            key = _key(neuron_id, point)
-            named[key] = point
-            if isinstance(point.value, Histogram):
-                places[key] = max(places.get(key, 0), len(point.value.bucket_counts))
+    named = {
+        _key(neuron_id, point): point for neuron_id, report in reports for point in report.points
+    }
     if not named:
         return {}
     labels = [
@@ -106,16 +100,16 @@ async def _series(
     async with pipeline(connection) as send:
         rows = await send(
             _SERIES,
-            [neuron_id for neuron_id, _, _, _ in named],
-            [name for _, name, _, _ in named],
-            [kind for _, _, kind, _ in named],
+            [neuron_id for neuron_id, *_ in named],
+            [name for _, name, *_ in named],
+            [kind for _, _, kind, *_ in named],
             labels,
             [point.unit for point in named.values()],
-            [places.get(key, 0) for key in named],
+            ["{" + ",".join(map(repr, bounds)) + "}" for *_, bounds in named],
         )
     return {
-        (neuron_id, name, kind, frozenset(labels.items())): series_id
-        for series_id, neuron_id, name, kind, labels in rows
+        (neuron_id, name, kind, frozenset(labels.items()), tuple(bounds)): series_id
+        for series_id, neuron_id, name, kind, labels, bounds in rows
     }
 
 

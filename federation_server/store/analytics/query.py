@@ -73,12 +73,14 @@ async def query(
     await connection.execute(select(timeout))
     try:
         kinds = dict(tuple(row) for row in await connection.execute(select_kinds(asked)))
-        places = kinds.pop(MetricKind.HISTOGRAM, 0)
+        most_bounds = kinds.pop(MetricKind.HISTOGRAM, 0)
         numbers, more_numbers = (
             await _collect(_numbers(connection, asked)) if kinds else ([], False)
         )
         histograms, more_histograms = (
-            await _collect(_histograms(connection, asked, places)) if places else ([], False)
+            await _collect(_histograms(connection, asked, most_bounds))
+            if most_bounds
+            else ([], False)
         )
     except OperationalError as error:
         if isinstance(error.orig, QueryCanceled):
@@ -137,13 +139,15 @@ async def _numbers(connection: AsyncConnection, asked: MetricsQuery) -> _Buckets
         )
 
 
-async def _histograms(connection: AsyncConnection, asked: MetricsQuery, places: int) -> _Buckets:
-    """The buckets of histograms of at most so many places. One bucket's rows follow each other, the
+async def _histograms(
+    connection: AsyncConnection, asked: MetricsQuery, most_bounds: int
+) -> _Buckets:
+    """The buckets of histograms of at most so many bounds. One bucket's rows follow each other, the
     fullest first: it says the bounds.
     """
     current: tuple[list[Any], datetime, Histogram] | None = None
-    async with aclosing(_rows(connection, select_histograms(asked, places))) as rows:
-        async for *key, start, _, bounds, found, total, least, greatest in rows:
+    async with aclosing(_rows(connection, select_histograms(asked, most_bounds))) as rows:
+        async for *key, start, _, total, least, greatest, found, bounds in rows:
             counts = [int(count) for count in found.split(",")]
             histogram = Histogram(bounds, counts, total, least, greatest)
             if current is not None and current[:2] == (key, start):
@@ -170,10 +174,11 @@ def _series_key(key: list[Any]) -> _SeriesKey:
 async def _rows(
     connection: AsyncConnection, statement: Select[Any]
 ) -> AsyncGenerator[tuple[Any, ...], None]:
-    streamed = statement.execution_options(stream_results=True, max_row_buffer=_ROWS_AT_A_TIME)
+    streamed = statement.execution_options(yield_per=_ROWS_AT_A_TIME)
     result = await connection.stream(streamed)
     try:
-        async for row in result:
-            yield tuple(row)
+        async for rows in result.partitions():
+            for row in rows:
+                yield tuple(row)
     finally:
         await result.close()  # `async with` would not, where the reader has stopped early

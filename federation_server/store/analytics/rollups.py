@@ -46,7 +46,7 @@ class _Rollup:
 _POINTS = f"""(
     SELECT series_id, point_time AS bucket_time, coalesce(count, 1) AS count,
         least(greatest(coalesce(value, sum), -{LARGEST}), {LARGEST}) AS sum,
-        coalesce(value, min) AS min, coalesce(value, max) AS max, bounds, bucket_counts
+        coalesce(value, min) AS min, coalesce(value, max) AS max, bucket_counts
     FROM metric_points
 )"""
 """Points in the shape of rollups: a number is one observation."""
@@ -89,22 +89,22 @@ def _forget(rollup: _Rollup) -> bytes:
 
 def _read(rollup: _Rollup, *, histograms: bool) -> str:
     return f"""
-        SELECT s.series_id, b.bucket_time, s.count, s.sum, s.min, s.max, s.bounds, s.bucket_counts
+        SELECT s.series_id, b.bucket_time, s.count, s.sum, s.min, s.max, s.bucket_counts
         FROM unnest($1::timestamptz[]) AS b (bucket_time)
         JOIN {rollup.source} s ON s.bucket_time >= b.bucket_time
             AND s.bucket_time < b.bucket_time + $2::interval
-        WHERE s.bounds IS {"NOT NULL" if histograms else "NULL"}
+        WHERE s.bucket_counts IS {"NOT NULL" if histograms else "NULL"}
     """
 
 
-_INTO = "(series_id, bucket_time, count, sum, min, max, bounds, bucket_counts)"
+_INTO = "(series_id, bucket_time, count, sum, min, max, bucket_counts)"
 _SUM = f"sum(least(greatest(sum, -{LARGEST}), {LARGEST}))"
 
 
 def _add_numbers(rollup: _Rollup) -> bytes:
     return f"""
     INSERT INTO {rollup.table} {_INTO}
-    SELECT series_id, bucket_time, {_whole("sum(count)")}, {_SUM}, min(min), max(max), NULL, NULL
+    SELECT series_id, bucket_time, {_whole("sum(count)")}, {_SUM}, min(min), max(max), NULL
     FROM ({_read(rollup, histograms=False)}) AS numbers
     GROUP BY series_id, bucket_time
     """.encode()
@@ -127,9 +127,9 @@ def _add_histograms(rollup: _Rollup, places: int) -> bytes:
              THEN min(min) FILTER (WHERE count > 0) END,
         CASE WHEN bool_and(max IS NOT NULL) FILTER (WHERE count > 0)
              THEN max(max) FILTER (WHERE count > 0) END,
-        bounds, (ARRAY[{counts}])[1 : cardinality(bounds) + 1]
+        (ARRAY[{counts}])[1 : max(cardinality(bucket_counts))]
     FROM ({_read(rollup, histograms=True)}) AS histograms
-    GROUP BY series_id, bucket_time, bounds
+    GROUP BY series_id, bucket_time
     """.encode()
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     DateTime,
@@ -51,7 +52,6 @@ _ROWS: Mapping[Level, FromClause] = {
         func.coalesce(metric_points.c.value, metric_points.c.sum).label("sum"),
         func.coalesce(metric_points.c.value, metric_points.c.min).label("min"),
         func.coalesce(metric_points.c.value, metric_points.c.max).label("max"),
-        metric_points.c.bounds,
         metric_points.c.bucket_counts,
     ).subquery("rows"),
     Level.MINUTE: metric_minutes,
@@ -80,14 +80,23 @@ class MetricsQuery:
     """From which rollups [start_time, end_time) is read."""
 
 
-def _chosen(asked: MetricsQuery) -> Subquery:
-    """The metric's series that are asked for: their groups, and each group's newest unit."""
+def _chosen(asked: MetricsQuery, *, histograms: bool) -> CTE:
+    """The metric's series that are asked for, with their groups, each group's newest unit, and the
+    first series of all that are added up with it.
+    """
     stored = metric_series.c
     groups = [_group(name).label(f"group{number}") for number, name in enumerate(asked.group_by)]
+    one = [*groups, stored.kind]
     newest = (stored.last_report_time.desc(), stored.series_id)
-    unit = func.first_value(stored.unit).over(partition_by=[*groups, stored.kind], order_by=newest)
-    columns = (stored.series_id, *groups, stored.kind, unit.label("unit"))
-    return _of_series(select(*columns), asked).subquery("chosen")
+    unit = func.first_value(stored.unit).over(partition_by=one, order_by=newest)
+    first = func.min(stored.series_id).over(partition_by=[*one, stored.bounds])
+    is_histogram = stored.kind == MetricKind.HISTOGRAM
+    columns = (
+        *(stored.series_id, first.label("first_id")),
+        *(*one, unit.label("unit"), stored.bounds),
+    )
+    found = _of_series(select(*columns), asked).where(is_histogram if histograms else ~is_histogram)
+    return found.cte("chosen").prefix_with("MATERIALIZED")
 
 
 def _of_series(columns: Select[Any], asked: MetricsQuery) -> Select[Any]:
@@ -111,23 +120,24 @@ def _group(name: str) -> ColumnElement[str]:
     return func.coalesce(metric_series.c.labels[name.removeprefix("labels.")].astext, "")
 
 
-def _points(asked: MetricsQuery, *, histograms: bool) -> Subquery:
-    """What is read of each segment, with its group and the beginning of its bucket."""
-    chosen = _chosen(asked)
+def _points(asked: MetricsQuery, chosen: CTE, *, histograms: bool) -> Subquery:
+    """What is read of each segment, with the series that it is added up to and the beginning of
+    its bucket.
+    """
     width = literal(asked.bucket_width, Interval)
     origin = literal(_EPOCH, DateTime(timezone=True))
-    is_histogram = chosen.c.kind == MetricKind.HISTOGRAM
     parts = [
         select(
-            *(column for column in chosen.c if column.name != "series_id"),
+            chosen.c.first_id,
             func.date_bin(width, rows.c.bucket_time, origin).label("bucket"),
             *(column for column in rows.c if column.name not in {"series_id", "bucket_time"}),
         )
         .join(rows, rows.c.series_id == chosen.c.series_id)
         .where(
-            is_histogram if histograms else ~is_histogram,
             rows.c.bucket_time >= segment.start,
             rows.c.bucket_time < segment.end,
+            # Which is cheaper to see than that the series is not among those that are chosen.
+            rows.c.bucket_counts.is_not(None) if histograms else rows.c.bucket_counts.is_(None),
         )
         for segment in asked.segments
         for rows in (_ROWS[segment.level],)
@@ -135,17 +145,27 @@ def _points(asked: MetricsQuery, *, histograms: bool) -> Subquery:
     return union_all(*parts).subquery("points")
 
 
-def _keys(rows: Subquery) -> list[ColumnElement[Any]]:
-    """What makes a bucket of a series: the groups, the kind, the unit, the beginning."""
-    names = ("kind", "unit", "bucket")
-    groups = [column for column in rows.c if column.name.startswith("group")]
-    return [*groups, *(rows.c[name] for name in names)]
+def _added_up(points: Subquery, *sums: ColumnElement[Any]) -> Subquery:
+    """The sums of each bucket."""
+    keys = (points.c.first_id, points.c.bucket)
+    return select(*keys, *sums).group_by(*keys).subquery("buckets")
 
 
-def _in_order(keys: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
-    """The order of the answer, which is Python's order of texts."""
-    *groups, kind, _, bucket = keys
-    return [*(collate(group, "C") for group in groups), kind, bucket]
+def _in_order(chosen: CTE, buckets: Subquery) -> Select[Any]:
+    """The buckets with what their series are, in the order of the answer, which is Python's order
+    of texts.
+    """
+    groups = [column for column in chosen.c if column.name.startswith("group")]
+    sums = [column for column in buckets.c if column.name != "first_id"]
+    return (
+        select(*groups, chosen.c.kind, chosen.c.unit, *sums)
+        .join_from(buckets, chosen, chosen.c.series_id == buckets.c.first_id)
+        .order_by(
+            *(collate(group, "C") for group in groups),
+            chosen.c.kind,
+            buckets.c.bucket,
+        )
+    )
 
 
 def _summed(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -154,53 +174,48 @@ def _summed(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 def select_numbers(asked: MetricsQuery) -> Select[Any]:
     """Of counters and gauges: how many points, their sum, the least and the greatest value."""
-    points = _points(asked, histograms=False)
-    keys, of = _keys(points), points.c
-    return (
-        select(
-            *keys,
-            cast(func.sum(of.count), BigInteger),
-            _summed(of.sum),
-            func.min(of.min),
-            func.max(of.max),
-        )
-        .group_by(*keys)
-        .order_by(*_in_order(keys))
+    chosen = _chosen(asked, histograms=False)
+    points = _points(asked, chosen, histograms=False)
+    of = points.c
+    sums = (
+        cast(func.sum(of.count), BigInteger).label("count"),
+        _summed(of.sum).label("sum"),
+        func.min(of.min).label("min"),
+        func.max(of.max).label("max"),
     )
+    return _in_order(chosen, _added_up(points, *sums))
 
 
 def select_kinds(asked: MetricsQuery) -> Select[Any]:
-    """The kinds that there are of the metric, each with how many places its widest histogram has
-    had (0 for other kinds).
+    """The kinds that there are of the metric, each with how many bounds its widest histogram has
+    (0 for other kinds).
     """
     stored = metric_series.c
-    kinds = select(stored.kind, func.max(stored.places)).select_from(metric_series)
-    return _of_series(kinds, asked).group_by(stored.kind)
+    kinds = select(stored.kind, func.max(func.cardinality(stored.bounds)))
+    return _of_series(kinds.select_from(metric_series), asked).group_by(stored.kind)
 
 
-def select_histograms(asked: MetricsQuery, places: int) -> Select[Any]:
-    """Of histograms of at most so many places: how many observations, the bounds, the counts of the
-    places between them, the sum, the least and the greatest observation; of each bucket the fullest
-    first. The counts are a text with commas, because an array of numerics is slow to read.
+def select_histograms(asked: MetricsQuery, most_bounds: int) -> Select[Any]:
+    """Of histograms of at most so many bounds: how many observations, the sum, the least and the
+    greatest observation, the counts of the places between the bounds, and the bounds; of each
+    bucket the fullest first. The counts are a text with commas, because an array of numerics is
+    slow to read.
     """
-    points = _points(asked, histograms=True)
-    keys, of = _keys(points), points.c
+    chosen = _chosen(asked, histograms=True)
+    points = _points(asked, chosen, histograms=True)
+    of = points.c
     observed = of.count > 0
-    total_count = func.sum(of.count)
-    counts = [func.sum(of.bucket_counts[place]) for place in range(1, places + 1)]
-    return (
-        select(
-            *keys,
-            total_count,
-            of.bounds,
-            func.array_to_string(array(counts), ","),
-            _summed(of.sum),
-            _known(of.min, observed, func.min),
-            _known(of.max, observed, func.max),
-        )
-        .group_by(*keys, of.bounds)
-        .order_by(*_in_order(keys), total_count.desc(), of.bounds)
+    counts = [func.sum(of.bucket_counts[place]) for place in range(1, most_bounds + 2)]
+    sums = (
+        func.sum(of.count).label("count"),
+        _summed(of.sum).label("sum"),
+        _known(of.min, observed, func.min).label("min"),
+        _known(of.max, observed, func.max).label("max"),
+        func.array_to_string(array(counts), ",").label("bucket_counts"),
     )
+    buckets = _added_up(points, *sums)
+    found = _in_order(chosen, buckets).add_columns(chosen.c.bounds)
+    return found.order_by(buckets.c.count.desc(), chosen.c.bounds)
 
 
 def _known(
