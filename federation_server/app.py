@@ -27,6 +27,7 @@ from federation_server.domain.neuron import Presence
 from federation_server.live.admission import Admission
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
+from federation_server.live.housekeeping import Housekeeping
 from federation_server.live.issuer import Issuer
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
@@ -126,9 +127,9 @@ class App:
             mass_offline_after=settings.mass_offline_after,
             patience=settings.presence_patience,
             lost_after=settings.command_lost_after,
-            retention=settings.retention,
         )
         self.rollup = Rollup(database, self.metrics)
+        self.housekeeping = Housekeeping(database, settings.retention)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
@@ -197,6 +198,7 @@ class App:
                         self.doubt.run,
                         self.sweeper.run,
                         self.rollup.run,
+                        self.housekeeping.run,
                         self.pacing.run,
                         self.lease.run,
                     )

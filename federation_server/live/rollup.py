@@ -1,7 +1,6 @@
 """Adds metrics up by minute, hour and day, on one server at a time.
 
-As the sweeper it holds an advisory lock on its connection. It is a task of its own, so that
-days of reports that come at once delay nobody's presence.
+It is a task of its own, so that days of reports that come at once delay nobody's presence.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import psycopg
 import structlog
 
 from federation_server.live.metrics import Metrics
+from federation_server.live.turn import turn
 from federation_server.store import presence
 from federation_server.store.analytics import rollups
 from federation_server.store.database import Database, bounded, first_line
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 ROLLUP_INTERVAL_S = 10.0
 RETRY_INTERVAL_S = 5.0
-_LOCK_TIMEOUT_S = 10.0
+CLOCK_TIMEOUT_S = 10.0
 _LOCK = 0x6665_6472_6F6C  # "fedrol"
 
 
@@ -43,13 +43,9 @@ class Rollup:
 
     async def _turn(self) -> None:
         """Rolls up as long as the connection that holds the lock lives."""
-        async with await self._database.connect("rollup") as connection:
-            with bounded(connection, _LOCK_TIMEOUT_S):
-                cursor = await connection.execute(b"SELECT pg_try_advisory_lock(%s)", (_LOCK,))
-                if await cursor.fetchone() != (True,):
-                    return  # another server's turn; `run` asks again
-            while True:
-                with bounded(connection, _LOCK_TIMEOUT_S):
+        async with turn(self._database, "rollup", _LOCK) as connection:
+            while connection is not None:  # else it is another server's turn; `run` asks again
+                with bounded(connection, CLOCK_TIMEOUT_S):
                     now = await presence.clock(connection)
                 self._metrics.rollups.inc(await rollups.roll_up(connection, now))
                 await asyncio.sleep(ROLLUP_INTERVAL_S)

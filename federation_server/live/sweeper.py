@@ -1,7 +1,4 @@
-"""What has to happen although nobody asks: presence, commands' timers, partitions, retention.
-
-One server sweeps at a time: the one that holds an advisory lock on a connection of its own. When
-it dies PostgreSQL lets go of the lock, and the next one takes it.
+"""What has to happen although nobody asks: presence and commands' timers, on one server at a time.
 
 A server that is in doubt of itself (`domain/doubt.py`) marks nobody down, and ends no command
 that a neuron has: after a restart, an outage of PostgreSQL, or a pause of its own, the neurons need
@@ -13,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import psycopg
@@ -23,8 +20,9 @@ from federation_server.domain.doubt import MASS_LEAST, Cause, Loss, MassDisconne
 from federation_server.domain.neuron import Presence
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.metrics import Metrics
+from federation_server.live.turn import turn
 from federation_server.live.watchers import CommandWatchers
-from federation_server.store import partitions, presence, servers
+from federation_server.store import presence, servers
 from federation_server.store.database import Connection, Database, bounded, first_line
 from federation_server.store.ledger import leases, timers
 from federation_server.store.ledger.changes import ChangedCommand
@@ -32,7 +30,6 @@ from federation_server.store.ledger.changes import ChangedCommand
 log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
-HOUSEKEEPING_INTERVAL_S = 60.0
 LATE = timedelta(seconds=4)
 """How long after a round's beginning its verdicts may be reached, and the next one may begin."""
 
@@ -57,11 +54,9 @@ class Sweeper:
         mass_offline_after: timedelta,
         patience: timedelta,
         lost_after: timedelta,
-        retention: Mapping[str, timedelta],
     ) -> None:
         """Sweeps nothing before `run`; `changed` is called with the commands that it has ended;
-        `patience` is the doubt's; `retention` says how long each partitioned table keeps what it
-        has.
+        `patience` is the doubt's.
         """
         self._database = database
         self._server_id = server_id
@@ -73,7 +68,6 @@ class Sweeper:
         self._mass_offline_after = mass_offline_after
         self._masses = MassDisconnects(patience, mass_offline_after)
         self._lost_after = lost_after
-        self._retention = retention
 
     async def run(self) -> None:
         """Sweeps whenever it is this server's turn, until it is cancelled."""
@@ -90,31 +84,22 @@ class Sweeper:
 
     async def _turn(self) -> None:
         """Sweeps as long as the connection that holds the lock lives; not at all without it."""
-        async with await self._database.connect("sweeper") as connection:
-            if not await self._locked(connection):
+        async with turn(self._database, "sweeper", _LOCK) as connection:
+            if connection is None:
                 return  # another server's turn; `run` asks again
             self._metrics.sweeper_active.set(1)
             self._doubt.sweeping = True
             self._doubt.notice(Cause.JUST_STARTED)
             log.info("sweeping", action="sweeper_active")
-            kept_house = -HOUSEKEEPING_INTERVAL_S
             due = presence.NEVER
             while True:
                 with bounded(connection, SWEEP_TIMEOUT_S):
                     now = await self._clock(connection, due=due)
-                    if time.monotonic() - kept_house >= HOUSEKEEPING_INTERVAL_S:
-                        kept_house = time.monotonic()
-                        await self._keep_house(connection)
                     await self._judge(connection, now)
                     await self._expire(connection)
                 # From this round's beginning: a pause within it counts as well.
                 due = now + LATE
                 await asyncio.sleep(SWEEP_INTERVAL_S)
-
-    async def _locked(self, connection: Connection) -> bool:
-        cursor = await connection.execute(b"SELECT pg_try_advisory_lock(%s)", (_LOCK,))
-        row = await cursor.fetchone()
-        return row is not None and bool(row[0])
 
     async def _clock(self, connection: Connection, *, due: datetime) -> datetime:
         """PostgreSQL's time. If it is late, or its answer, it or this process stood still."""
@@ -193,12 +178,3 @@ class Sweeper:
         self._watchers.wake(expired)
         if expired:
             self._metrics.commands_ended.labels(state="EXPIRED").inc(len(expired))
-
-    async def _keep_house(self, connection: Connection) -> None:
-        await partitions.ensure_ahead(connection)
-        await servers.forget_dead(connection)
-        today = await partitions.today(connection)
-        for table, retention in self._retention.items():
-            dropped = await partitions.drop_before(connection, table, today - retention)
-            for partition in dropped:
-                log.info("partition dropped", action="partition_dropped", partition=partition)

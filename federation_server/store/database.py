@@ -55,10 +55,17 @@ _PREPARE_THRESHOLD = None
 """psycopg itself prepares nothing: after a ROLLBACK it would deallocate all that the connection has
 prepared, also by `store/pipeline.py`, which is the way of the hot statements."""
 
+_EVERYWHERE = (
+    "timezone=UTC",
+    # Who hangs up (`hang_up`) has given up: what it asked for must not wait for a lock for hours,
+    # and hold others meanwhile.
+    "client_connection_check_interval=1s",
+)
+
 _OPTIONS = " ".join(
     f"-c {setting}"
     for setting in (
-        "timezone=UTC",
+        *_EVERYWHERE,
         # Every statement of a connection of one's own finds few rows by their keys, again and
         # again: planned once, and not by the size that a table had then.
         "plan_cache_mode=force_generic_plan",
@@ -117,7 +124,10 @@ class Database:
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "prepare_threshold": _PREPARE_THRESHOLD,
                 "application_name": "federation",
-                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+                "options": " ".join(
+                    f"-c {setting}"
+                    for setting in (*_EVERYWHERE, f"statement_timeout={STATEMENT_TIMEOUT_MS}")
+                ),
             },
         )
         self._away = False
@@ -286,7 +296,9 @@ def bounded(connection: Connection, within_s: float) -> Iterator[None]:
 
 
 def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Ends a connection under whoever waits for it, without asking PostgreSQL."""
+    """Ends a connection under whoever waits for it, without asking PostgreSQL; this notices it
+    within a second, and gives up what it was asked for.
+    """
     # Shut down and not closed: the driver still waits for its descriptor.
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
         end.shutdown(socket.SHUT_RDWR)

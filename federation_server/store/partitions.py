@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 
 from psycopg import sql
+from psycopg.errors import LockNotAvailable
 
 from federation_server.store.database import Connection
 
@@ -67,8 +68,11 @@ def next_first_day(table: str, first: date) -> date:
 
 
 def _create(table: str, day: date) -> sql.Composed:
+    # Attached and not made as a partition: that would wait for everybody who reads or writes the
+    # table, and all who come after would wait behind it.
     return sql.SQL(
-        "CREATE TABLE {partition} PARTITION OF {table} FOR VALUES FROM ({start}) TO ({end})"
+        "CREATE TABLE {partition} (LIKE {table});"
+        " ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES FROM ({start}) TO ({end})"
     ).format(
         partition=sql.Identifier(f"{table}_{day:%Y%m%d}"),
         table=sql.Identifier(table),
@@ -77,20 +81,29 @@ def _create(table: str, day: date) -> sql.Composed:
     )
 
 
-async def drop_before(connection: Connection, table: str, oldest: date) -> list[str]:
-    """Drops the partitions that hold nothing but days before `oldest`; returns their names.
+async def drop_before(
+    connection: Connection, table: str, oldest: date
+) -> tuple[list[str], list[str]]:
+    """Drops the partitions that hold nothing but days before `oldest`; returns their names, and
+    those of the partitions that somebody reads, and that were left.
 
     Each is dropped in a transaction of its own that waits for its lock for a second at the most,
-    so that a long query delays the next sweep and not the writer.
+    because the writer waits behind it.
     """
-    dropped = []
+    dropped, left = [], []
     for day, partition in await _existing(connection, table):
         if next_first_day(table, day) <= oldest:
-            async with connection.transaction():
-                await connection.execute("SET LOCAL lock_timeout = '1s'")
-                await connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(partition)))
-            dropped.append(partition)
-    return dropped
+            try:
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '1s'")
+                    await connection.execute(
+                        sql.SQL("DROP TABLE {}").format(sql.Identifier(partition))
+                    )
+            except LockNotAvailable:
+                left.append(partition)
+            else:
+                dropped.append(partition)
+    return dropped, left
 
 
 async def _existing(connection: Connection, table: str) -> list[tuple[date, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -295,7 +295,6 @@ def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweep
         mass_offline_after=timedelta(minutes=3),
         patience=patience,
         lost_after=timedelta(minutes=15),
-        retention={},
     )
 
 
@@ -304,17 +303,15 @@ async def test_a_sweeper_that_has_just_begun_marks_nobody_down(database: Databas
         await put_neuron(writing, "n", heartbeat_timeout=timedelta(seconds=1))
     await open_session(database, "n", server_id="dead")
     await age(database, "n", session_open_time=3600)
-    patient = asyncio.create_task(sweeper(database, "s", patience=timedelta(days=1)).run())
-
-    async def swept() -> bool:
-        found = await rows(database, "SELECT count(*) AS n FROM pg_inherits")
-        return bool(found[0]["n"])
-
-    await eventually(swept, describe="a sweep has made partitions")
+    patient = sweeper(database, "s", patience=timedelta(days=1))
+    sweeping = asyncio.create_task(patient.run())
+    counted = ("federation_neurons", {"presence": "ONLINE"})
+    registry = patient._metrics.registry
+    await eventually(lambda: registry.get_sample_value(*counted), describe="a sweep has counted")
     found = await rows(database, "SELECT presence FROM neuron_states")
     assert found[0]["presence"] == "ONLINE"
-    patient.cancel()
-    await asyncio.gather(patient, return_exceptions=True)
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
 
 
 async def test_one_sweeper_sweeps_and_the_next_takes_over_when_it_ends(
@@ -335,15 +332,3 @@ async def test_one_sweeper_sweeps_and_the_next_takes_over_when_it_ends(
     await eventually(lambda: active(second), describe="the second one took over")
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-
-
-async def test_partitions_beyond_the_retention_are_dropped(
-    database: Database, connection: Connection
-) -> None:
-    from federation_server.store import partitions
-
-    today = datetime.now(UTC).date()
-    days = [today - timedelta(days=offset) for offset in (0, 6, 8, 40)]
-    await partitions.ensure(connection, ("heartbeats",), days)
-    dropped = await partitions.drop_before(connection, "heartbeats", today - timedelta(days=7))
-    assert dropped == [f"heartbeats_{day:%Y%m%d}" for day in sorted(days)[:2]]
