@@ -122,10 +122,13 @@ class Settings(BaseSettings):
         "than FEDERATION_LATE_REPORTS. Whole days, as the following.",
     )
     minute_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
-        default=timedelta(days=30), description="How long metrics are kept added up by minute."
+        default=timedelta(days=31),
+        description="How long metrics are kept added up by minute, at least a day longer than "
+        "FEDERATION_LATE_REPORTS.",
     )
     hour_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
-        default=timedelta(days=400), description="How long metrics are kept added up by hour."
+        default=timedelta(days=400),
+        description="How long metrics are kept added up by hour, at least as those by minute.",
     )
     day_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=1830), description="How long metrics are kept added up by day."
@@ -150,11 +153,14 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _points_outlive_late_reports(self) -> Self:
-        # A minute is made anew from all its points whenever a late one comes.
-        if self.analytics_retention < self.late_reports + timedelta(days=1):
-            words = "must be at least a day longer than FEDERATION_LATE_REPORTS"
-            raise PydanticCustomError("retention", words, {"field": "analytics_retention"})
+    def _what_is_added_up_outlives_late_reports(self) -> Self:
+        # A minute is made anew from all its points whenever a late one comes, an hour from all its
+        # minutes, a day from all its hours.
+        least = self.late_reports + timedelta(days=1)
+        for name in ("analytics_retention", "minute_retention", "hour_retention"):
+            if getattr(self, name) < least:
+                words = "must be at least a day longer than FEDERATION_LATE_REPORTS"
+                raise PydanticCustomError("retention", words, {"field": name})
         return self
 
     @property

@@ -119,12 +119,15 @@ class Notifier:
 
     def _take(self, payload: str) -> None:
         kind, _, neuron_id = payload.partition(" ")
-        if kind == "dispatch":
-            self._dispatch(neuron_id)
-        elif kind.startswith("end:"):
-            _, end, below_epoch = kind.split(":")
-            session = self._sessions.get(neuron_id)
-            if session is not None and session.epoch < int(below_epoch):
-                session.finish(SessionEnd(end))
-        else:
+        try:
+            if kind == "dispatch":
+                self._dispatch(neuron_id)
+                return
+            end, below_epoch = kind.removeprefix("end:").split(":")
+            over, below = SessionEnd(end), int(below_epoch)
+        except ValueError:  # a newer server's
             log.warning("unknown hint", action="notifier_unknown", kind=kind)
+            return
+        session = self._sessions.get(neuron_id)
+        if session is not None and session.epoch < below:
+            session.finish(over)

@@ -1,7 +1,7 @@
 """One neuron's live session on this server, and the register of all of them.
 
 A `Session` is what the other parts of `live` know of a stream: they put messages into its outbox,
-say what has been stored and end it; `rpc/session.py` reads the outbox and speaks gRPC. All of this
+say what has been stored and end it; `rpc/stream.py` reads the outbox and speaks gRPC. All of this
 happens on the server's one event loop, so nothing here awaits or locks.
 """
 
@@ -100,6 +100,7 @@ class Session:
     """
 
     __slots__ = (
+        "__weakref__",
         "_drained",
         "_given",
         "_outbox",

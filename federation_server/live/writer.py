@@ -20,9 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
-from typing import Protocol
+from datetime import date, timedelta
 
 import psycopg
 import structlog
@@ -30,6 +28,7 @@ import structlog
 from federation_server.domain.analytics import AnalyticsReport
 from federation_server.domain.command import CommandUpdate, Finished
 from federation_server.domain.retry import Backoff
+from federation_server.live.batch import Batch, Sender
 from federation_server.live.metrics import Metrics
 from federation_server.store import ingest, partitions
 from federation_server.store.database import (
@@ -44,8 +43,9 @@ from federation_server.store.ledger.following import Followed, News
 
 log = structlog.get_logger(__name__)
 
-CAPACITY_BYTES = 64 * 1024 * 1024
-"""How much durable data may wait before the readers do."""
+CAPACITY_BYTES = 16 * 1024 * 1024
+"""How much durable data may wait, as large as it was on the wire, before the readers do. In memory
+small messages take some twelve times as much."""
 
 FLUSH_BYTES = 2 * 1024 * 1024
 """How much durable data one transaction takes, so that it ends well within FLUSH_TIMEOUT_S. A
@@ -72,83 +72,6 @@ the next try: a broken connection, a full disk, a standby that takes no writes."
 _MESSAGE = {AnalyticsReport: "analytics_report", CommandUpdate: "command_update"}
 
 
-class Sender(Protocol):
-    """Who handed something in, and is told what became of it."""
-
-    def stored(self, mark: int, time: datetime) -> None:
-        """Everything up to sequence `mark` of the sender's spool is committed (0: it was a
-        heartbeat), at that time by PostgreSQL's clock.
-        """
-
-    def fenced(self) -> None:
-        """The sender's session is no longer the newest: nothing was written."""
-
-    def refused(self, sequence: int, message: str) -> None:
-        """The database would not take that message (sequence 0: a heartbeat); `message` is the
-        name that the contract's NeuronMessage gives it.
-        """
-
-
-@dataclass(slots=True)
-class _Batch:
-    heartbeats: dict[str, tuple[Sender, HeartbeatItem]] = field(default_factory=dict)
-    replaced: set[Sender] = field(default_factory=set)
-    durables: list[tuple[Sender, DurableItem, int]] = field(default_factory=list)
-    reopened: list[tuple[str, int]] = field(default_factory=list)
-    closed: list[ClosedItem] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.heartbeats) + len(self.durables) + len(self.reopened) + len(self.closed)
-
-    @property
-    def bytes(self) -> int:
-        """The size of the durable messages."""
-        return sum(size_bytes for _, _, size_bytes in self.durables)
-
-    def split(self) -> _Batch:
-        """Takes out what is too much for one transaction, and gives it: the durable messages beyond
-        FLUSH_BYTES and the ends of sessions, which come after them.
-        """
-        total_bytes = 0
-        for number, (_, _, size_bytes) in enumerate(self.durables):
-            total_bytes += size_bytes
-            if total_bytes > FLUSH_BYTES and number:
-                rest = _Batch(durables=self.durables[number:], closed=self.closed)
-                self.durables, self.closed = self.durables[:number], []
-                return rest
-        return _Batch()
-
-    def before(self, newer: _Batch) -> _Batch:
-        """This batch and what has come since, as one; of heartbeats the newer ones."""
-        for neuron_id, (sender, _) in self.heartbeats.items():
-            if neuron_id in newer.heartbeats:
-                self.replaced.add(sender)
-        return _Batch(
-            self.heartbeats | newer.heartbeats,
-            self.replaced | newer.replaced,
-            self.durables + newer.durables,
-            self.reopened + newer.reopened,
-            self.closed + newer.closed,
-        )
-
-    def halves(self) -> tuple[_Batch, _Batch]:
-        """Two batches, of at least one item each, that make up this one in order."""
-        heartbeats = list(self.heartbeats.items())
-        h, d, c = len(heartbeats) // 2, len(self.durables) // 2, len(self.closed) // 2
-        if not h + d + c:  # at most one of each kind: split by kind
-            h, d, c = (len(heartbeats), 0, 0) if heartbeats else (0, len(self.durables), 0)
-        return (
-            _Batch(
-                dict(heartbeats[:h]),
-                self.replaced,
-                self.durables[:d],
-                self.reopened,
-                self.closed[:c],
-            ),
-            _Batch(dict(heartbeats[h:]), set(), self.durables[d:], [], self.closed[c:]),
-        )
-
-
 class Writer:
     """Applies what neurons send, in batches, and says when it is durable."""
 
@@ -170,7 +93,7 @@ class Writer:
         self._oldest_point = oldest_point
         self._changed = changed
         self._followed = followed
-        self._waiting = _Batch()
+        self._waiting = Batch()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -191,15 +114,13 @@ class Writer:
         """Takes a neuron's newest heartbeat; an older one that still waits is dropped. Says whether
         there was one, that is, whether the neuron sends faster than is written.
         """
-        replaced = self._waiting.heartbeats.get(item.neuron_id)
-        if replaced is not None:
-            self._waiting.replaced.add(replaced[0])
-        self._waiting.heartbeats[item.neuron_id] = (sender, item)
         self._wake.set()
-        return replaced is not None
+        return self._waiting.beat(sender, item)
 
     def durable(self, sender: Sender, item: DurableItem, size_bytes: int) -> None:
-        """Takes a durable message; the sender should await `room` before it reads the next."""
+        """Takes a durable message. Who sends more should await `room` before, or look whether the
+        writer is `full`.
+        """
         self._waiting.durables.append((sender, item, size_bytes))
         self._waiting_bytes += size_bytes
         if self._waiting_bytes > CAPACITY_BYTES:
@@ -230,6 +151,11 @@ class Writer:
         self._urgent.set()
         self._hurried.set()
         self._wake.set()
+
+    @property
+    def full(self) -> bool:
+        """There is no `room`."""
+        return not self._room.is_set()
 
     async def room(self) -> None:
         """Waits until less than the bound waits to be written."""
@@ -302,9 +228,9 @@ class Writer:
                 break
         self._soon = None
 
-    def _take(self) -> _Batch:
+    def _take(self) -> Batch:
         batch = self._waiting
-        self._waiting = batch.split()
+        self._waiting = batch.split(FLUSH_BYTES)
         self._taken_since = self._waiting_since
         self._idle.clear()
         if not len(self._waiting):
@@ -314,7 +240,7 @@ class Writer:
                 self._urgent.clear()
         return batch
 
-    async def _flush(self, batch: _Batch) -> None:
+    async def _flush(self, batch: Batch) -> None:
         """Commits a batch, or puts it back and waits a little while PostgreSQL is away."""
         try:
             await self._commit(batch)
@@ -343,7 +269,7 @@ class Writer:
             self._waiting_since = None
             self._idle.set()
 
-    async def _commit(self, batch: _Batch) -> None:
+    async def _commit(self, batch: Batch) -> None:
         """Commits a batch; what the database will not take is refused to its sender alone.
 
         Raises:
@@ -354,7 +280,8 @@ class Writer:
         try:
             outcome = await self._apply(batch)
         except psycopg.errors.CheckViolation as error:
-            if "no partition" in str(error) and not self._partitions_made:
+            no_partition = error.diag.constraint_name is None
+            if no_partition and not self._partitions_made:
                 await self._make_partitions()
                 await self._commit(batch)
             else:
@@ -374,7 +301,7 @@ class Writer:
         self._metrics.heartbeats.inc(len(batch.heartbeats))
         self._finish(batch, outcome)
 
-    async def _apply(self, batch: _Batch) -> Outcome:
+    async def _apply(self, batch: Batch) -> Outcome:
         connection = await self._connection.get()
         with bounded(connection, FLUSH_TIMEOUT_S):
             return await ingest.apply(
@@ -387,7 +314,7 @@ class Writer:
                 followed=self._followed,
             )
 
-    async def _isolate(self, batch: _Batch, error: Exception) -> None:
+    async def _isolate(self, batch: Batch, error: Exception) -> None:
         """Commits all of a batch but the item that spoils it, by bisecting."""
         if len(batch) > 1:
             for half in batch.halves():
@@ -409,10 +336,10 @@ class Writer:
                 return  # a mark that cannot be moved stays where it is
             sender.refused(item.sequence, _MESSAGE[type(item.payload)])
             # The mark moves past it all the same: sending it again would not help.
-            empty = _Batch(durables=[(sender, item._replace(payload=None), size_bytes)])
+            empty = Batch(durables=[(sender, item._replace(payload=None), size_bytes)])
             await self._commit(empty)
 
-    def _finish(self, batch: _Batch, outcome: Outcome) -> None:
+    def _finish(self, batch: Batch, outcome: Outcome) -> None:
         """Tells the senders and the watchers what a committed batch has done."""
         told: set[int] = set()
         for sender, item, _ in batch.durables:

@@ -100,9 +100,7 @@ async def report(
     receipt = Receipt(parts.database, identity, fenced=errors.session_superseded(neuron_id))
     update = convert_stream.command_update(request.update)
     item = DurableItem(neuron_id, epoch, request.spool_id, request.sequence, update)
-    parts.writer.durable(receipt, item, request.ByteSize())
-    parts.writer.hurry()
-    mark, _ = await receipt.wait()
+    mark = await receipt.store(parts.writer, item, request.ByteSize())
     async with parts.database.begin() as connection:
         raw = await driver(connection)
         expire_time = await leases.renew(raw, neuron_id, epoch)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import datetime
 
 from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.violation import Violation
+from federation_server.live.writer import Writer
 from federation_server.rpc import errors
 from federation_server.rpc.errors import Refused
 from federation_server.rpc.standing import turned_away
 from federation_server.store.database import Database
+from federation_server.store.ingest import DurableItem
 
 STORE_TIMEOUT_S = 10.0
 """How long a call waits."""
@@ -49,6 +52,19 @@ class Receipt:
         if not self._stored.done():
             detail = "a value in it cannot be stored"
             self._stored.set_exception(errors.invalid_fields([Violation(message, detail)]))
+
+    async def store(self, writer: Writer, item: DurableItem, size_bytes: int) -> int:
+        """Hands a durable message in; returns the spool's mark.
+
+        Raises:
+            errors.Refused: it was not stored, or not in time; or there is no room for it.
+        """
+        if writer.full:
+            raise errors.database_unavailable()
+        writer.durable(self, item._replace(receive_clock=time.monotonic()), size_bytes)
+        writer.hurry()
+        mark, _ = await self.wait()
+        return mark
 
     async def wait(self) -> tuple[int, datetime]:
         """The spool's mark and the time of the commit.

@@ -86,9 +86,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         report = convert_stream.report(request.report, from_timestamp(request.send_time))
         receipt = Receipt(self._parts.database, identity)
         item = DurableItem(identity.neuron_id, 0, request.spool_id, request.sequence, report)
-        self._parts.writer.durable(receipt, item, request.ByteSize())
-        self._parts.writer.hurry()
-        mark, _ = await receipt.wait()
+        mark = await receipt.store(self._parts.writer, item, request.ByteSize())
         return pb.ReportAnalyticsResponse(ack_sequence=mark)
 
     async def PullCommands(

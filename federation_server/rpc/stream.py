@@ -12,6 +12,7 @@ through the session: as an acknowledgement, a refusal, or the session's end.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -248,7 +249,12 @@ class NeuronStream:
         if message.sequence:
             self._last_sequence = max(self._last_sequence, message.sequence)
             item = DurableItem(
-                session.neuron_id, session.epoch, session.spool_id, message.sequence, payload
+                session.neuron_id,
+                session.epoch,
+                session.spool_id,
+                message.sequence,
+                payload,
+                time.monotonic(),
             )
             self._parts.writer.durable(session, item, message.ByteSize())
 

@@ -18,6 +18,7 @@ but the neuron may have been deactivated since.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,11 +30,12 @@ from federation_server.domain.command import apply as change
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import Presence
 from federation_server.store.analytics import ingest as ingest_analytics
+from federation_server.store.analytics.ingest import ReceivedReport
 from federation_server.store.database import Connection
 from federation_server.store.ledger import changes, following
 from federation_server.store.ledger.changes import ChangedCommand
 from federation_server.store.ledger.following import Followed, News
-from federation_server.store.pipeline import Pipeline, pipeline, roll_back
+from federation_server.store.pipeline import Answer, Pipeline, pipeline, roll_back
 
 DurablePayload: TypeAlias = AnalyticsReport | CommandUpdate | None
 """What a durable message holds; None for one that this server does not know or has refused: it
@@ -57,6 +59,8 @@ class DurableItem(NamedTuple):
     spool_id: str
     sequence: int
     payload: DurablePayload
+    receive_clock: float | None = None
+    """When it came, by `time.monotonic`; None: at this moment."""
 
 
 class ClosedItem(NamedTuple):
@@ -110,11 +114,46 @@ ON CONFLICT (neuron_id, spool_id) DO UPDATE
 SET last_sequence = excluded.last_sequence, update_time = excluded.update_time
 """
 
-# A neuron's totals go on over its restarts: of the process that was counted last, only what it
-# has grown by is added; of a new process, all. (`greatest` passes over NULL: what a heartbeat
-# does not say adds nothing.) A heartbeat that is written after its session has closed does not
-# make its neuron ONLINE again.
-_STATE = b"""
+# A neuron's totals go on over its restarts, and over processes that take turns: only what a process
+# has grown by since it was counted is added. That is known of the process that was heard last, and
+# of the few before it (`counted_before`, newest first). `greatest` passes over NULL: what a
+# heartbeat does not say adds nothing. No total grows beyond what its column holds.
+_BEFORE = "(SELECT e FROM jsonb_array_elements(s.counted_before) e WHERE e->>0 = b.instance_id)"
+
+
+def _counted(column: str, place: int, kind: str) -> str:
+    """What was counted of the process that sends."""
+    return f"""CASE WHEN s.counted_instance_id = b.instance_id THEN s.{column}
+        ELSE coalesce(({_BEFORE}->>{place})::{kind}, 0) END"""
+
+
+_MOST_BEFORE = 4
+_MOST_COUNT = 2**63 - 1
+_MOST_SUM = 1e300
+_TOTALS = ",\n".join(
+    f"""
+    {total} = s.{total} + least(
+        greatest(0, b.{said} - {_counted(counted, place, kind)}), {most}::{kind} - s.{total}),
+    {counted} = coalesce(b.{said}, {_counted(counted, place, kind)})"""
+    for place, (total, said, counted, kind, most) in enumerate(
+        (
+            ("requests_total", "requests", "counted_requests", "int8", _MOST_COUNT),
+            (
+                "failed_requests_total",
+                "failed_requests",
+                "counted_failed_requests",
+                "int8",
+                _MOST_COUNT,
+            ),
+            ("response_ms_total", "response_ms_sum", "counted_response_ms", "float8", _MOST_SUM),
+            ("uptime_s_total", "uptime_s", "counted_uptime_s", "float8", _MOST_SUM),
+        ),
+        1,
+    )
+)
+
+# A heartbeat that is written after its session has closed does not make its neuron ONLINE again.
+_STATE = f"""
 UPDATE neuron_states s SET
     last_heartbeat_time = now(),
     health_score = b.health_score,
@@ -130,25 +169,18 @@ UPDATE neuron_states s SET
         THEN now() ELSE s.presence_time END,
     presence_reason = CASE WHEN (s.session_open OR b.epoch = 0) AND s.presence <> 'ONLINE'
         THEN 'heartbeat received' ELSE s.presence_reason END,
-    requests_total = s.requests_total + greatest(0, b.requests
-        - CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_requests ELSE 0 END),
-    failed_requests_total = s.failed_requests_total + greatest(0, b.failed_requests
-        - CASE WHEN s.counted_instance_id = b.instance_id
-               THEN s.counted_failed_requests ELSE 0 END),
-    response_ms_total = s.response_ms_total + greatest(0, b.response_ms_sum
-        - CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_response_ms ELSE 0 END),
-    uptime_s_total = s.uptime_s_total + greatest(0, b.uptime_s
-        - CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_uptime_s ELSE 0 END),
+    {_TOTALS},
     counted_instance_id = b.instance_id,
-    counted_requests = coalesce(b.requests,
-        CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_requests ELSE 0 END),
-    counted_failed_requests = coalesce(b.failed_requests,
-        CASE WHEN s.counted_instance_id = b.instance_id
-             THEN s.counted_failed_requests ELSE 0 END),
-    counted_response_ms = coalesce(b.response_ms_sum,
-        CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_response_ms ELSE 0 END),
-    counted_uptime_s = coalesce(b.uptime_s,
-        CASE WHEN s.counted_instance_id = b.instance_id THEN s.counted_uptime_s ELSE 0 END)
+    counted_before = CASE
+        WHEN s.counted_instance_id = b.instance_id OR s.counted_instance_id = ''
+            THEN s.counted_before
+        ELSE jsonb_build_array(jsonb_build_array(
+                s.counted_instance_id, s.counted_requests, s.counted_failed_requests,
+                s.counted_response_ms, s.counted_uptime_s))
+            || coalesce((SELECT jsonb_agg(e ORDER BY place) FROM
+                jsonb_array_elements(s.counted_before) WITH ORDINALITY AS k (e, place)
+                WHERE e->>0 <> b.instance_id AND place < {_MOST_BEFORE}), '[]')
+        END
 FROM unnest(
     $1::text[], $2::int8[], $3::text[], $4::float8[], $5::float8[], $6::float8[], $7::float8[],
     $8::float8[], $9::float8[], $10::int8[], $11::int8[], $12::float8[], $13::text[]
@@ -160,7 +192,7 @@ WHERE s.neuron_id = b.neuron_id AND
          THEN (SELECT n.lifecycle = 'ACTIVE' FROM neurons n WHERE n.neuron_id = s.neuron_id)
          ELSE s.session_epoch = b.epoch END
 RETURNING s.neuron_id, b.epoch
-"""
+""".encode()
 
 _REOPEN = b"""
 UPDATE neuron_states s SET
@@ -222,10 +254,7 @@ async def apply(
                     send, heartbeats, durables, closed, reopened, followed=followed
                 )
             if applied.reports:
-                now = applied.outcome.time
-                await ingest_analytics.write(
-                    connection, applied.reports, now=now, oldest=oldest_point
-                )
+                await ingest_analytics.write(connection, applied.reports, oldest=oldest_point)
             if heartbeats:
                 await _copy(connection, heartbeats, applied)
             await connection.execute(b"COMMIT")
@@ -247,7 +276,7 @@ class _Applied:
     outcome: Outcome
     changed: Callable[[], Awaitable[Sequence[ChangedCommand]]]
     news: Callable[[], Awaitable[Mapping[str, News | None]]]
-    reports: Sequence[tuple[str, AnalyticsReport]]
+    reports: Sequence[ReceivedReport]
     beating: set[tuple[Any, ...]]
     """The sessions (neuron_id, epoch) that are the newest, of those that sent heartbeats."""
 
@@ -265,12 +294,12 @@ async def _apply(
     clock = send(b"SELECT now()")
     if reopened:
         send(_REOPEN, *_columns(reopened))
-    fresh = await _judge(send, durables) if durables else _Fresh()
-    ((time,),) = await clock
+    fresh = await _judge(send, durables, clock) if durables else _Fresh()
+    ((now,),) = await clock
     if fresh.advanced:
         rows = [(*spool, fresh.marks[spool]) for spool in sorted(fresh.advanced)]
         send(_ADVANCE, *_columns(rows))
-    _update(fresh, time)
+    _update(fresh, now)
     changed = changes.save_later(send, fresh.commands.values())
     changing = [command_id for command_id, row in fresh.commands.items() if row.changed]
     news = following.read_later(send, followed(changing))
@@ -278,7 +307,7 @@ async def _apply(
     if closed:
         send(_CLOSE, *_columns(closed))
     return _Applied(
-        outcome=Outcome(time, fresh.fenced, fresh.marks),
+        outcome=Outcome(now, fresh.fenced, fresh.marks),
         changed=changed,
         news=news,
         reports=fresh.reports,
@@ -293,13 +322,13 @@ class _Fresh:
     fenced: set[tuple[str, int]] = field(default_factory=set)
     marks: dict[tuple[str, str], int] = field(default_factory=dict)
     advanced: set[tuple[str, str]] = field(default_factory=set)
-    reports: list[tuple[str, AnalyticsReport]] = field(default_factory=list)
+    reports: list[ReceivedReport] = field(default_factory=list)
     updates: list[tuple[str, CommandUpdate]] = field(default_factory=list)
     commands: dict[str, changes.Row] = field(default_factory=dict)
     """The commands that the updates speak of, locked."""
 
 
-async def _judge(send: Pipeline, durables: Sequence[DurableItem]) -> _Fresh:
+async def _judge(send: Pipeline, durables: Sequence[DurableItem], clock: Answer) -> _Fresh:
     sessions = {(item.neuron_id, item.epoch) for item in durables}
     spools = {(item.neuron_id, item.spool_id) for item in durables}
     updates = [i.payload.command_id for i in durables if isinstance(i.payload, CommandUpdate)]
@@ -317,6 +346,7 @@ async def _judge(send: Pipeline, durables: Sequence[DurableItem]) -> _Fresh:
     for neuron_id, spool_id, last_sequence in await found_marks:
         if (neuron_id, spool_id) in marks:
             marks[neuron_id, spool_id] = last_sequence
+    ((now,),) = await clock
     for item in durables:
         spool = (item.neuron_id, item.spool_id)
         if (item.neuron_id, item.epoch) in fresh.fenced or item.sequence <= marks[spool]:
@@ -324,7 +354,10 @@ async def _judge(send: Pipeline, durables: Sequence[DurableItem]) -> _Fresh:
         marks[spool] = item.sequence
         fresh.advanced.add(spool)
         if isinstance(item.payload, AnalyticsReport):
-            fresh.reports.append((item.neuron_id, item.payload))
+            waited = timedelta()
+            if item.receive_clock is not None:
+                waited = timedelta(seconds=time.monotonic() - item.receive_clock)
+            fresh.reports.append(ReceivedReport(item.neuron_id, now - waited, item.payload))
         elif isinstance(item.payload, CommandUpdate):
             fresh.updates.append((item.neuron_id, item.payload))
     fresh.marks = marks

@@ -1,6 +1,6 @@
 """Marking neurons down, by PostgreSQL's clock.
 
-A neuron comes up by what it does (`sessions.open_session`, a heartbeat in `ingest`), and goes
+A neuron comes up by what it does (`sessions.open_later`, a heartbeat in `ingest`), and goes
 down here: `domain/presence.py` says when; a test proves that this SQL says the same.
 """
 
@@ -29,10 +29,11 @@ WHERE s.session_open AND now() <= %(until)s
                   WHERE v.server_id = s.server_id AND v.lease_expire_time > now())
 """
 
-# The register of servers is asked only about those who are silent.
+# The register of servers is asked only about those who are silent. Who is heard at this moment is
+# waited for, and then judged by what was known before: so it must still be as it was.
 _SWEEP = f"""
 WITH judged AS (
-    SELECT s.neuron_id, s.presence,
+    SELECT s.neuron_id, s.presence, s.session_epoch, s.session_open, s.last_heartbeat_time,
         CASE
             WHEN s.presence = 'SUSPECT' AND NOT s.session_open
                  AND s.session_close_time >= coalesce(s.last_heartbeat_time, s.session_close_time)
@@ -70,7 +71,9 @@ UPDATE neuron_states s SET
                       THEN 'heartbeats missing' ELSE s.presence_reason END
 FROM judged
 WHERE s.neuron_id = judged.neuron_id AND judged.verdict <> judged.presence
-  AND s.presence = judged.presence
+  AND (s.presence, s.session_epoch, s.session_open)
+      = (judged.presence, judged.session_epoch, judged.session_open)
+  AND s.last_heartbeat_time IS NOT DISTINCT FROM judged.last_heartbeat_time
 RETURNING s.neuron_id, s.presence::text, s.presence_reason
 """.encode()
 
@@ -154,7 +157,7 @@ async def sweep(
 
 
 async def count(connection: Connection) -> dict[Presence, int]:
-    """How many active neurons have each presence."""
+    """How many neurons have each presence."""
     cursor = await connection.execute(
         b"SELECT presence::text, count(*) FROM neuron_states GROUP BY presence"
     )

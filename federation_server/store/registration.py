@@ -248,4 +248,5 @@ def _first_state(description: NeuronDescription) -> dict[str, Any]:
         "counted_failed_requests": 0,
         "counted_response_ms": 0.0,
         "counted_uptime_s": 0.0,
+        "counted_before": [],
     }

@@ -158,6 +158,7 @@ neuron_states = Table(
     Column("counted_failed_requests", BigInteger, nullable=False),
     Column("counted_response_ms", Double, nullable=False),
     Column("counted_uptime_s", Double, nullable=False),
+    Column("counted_before", JSONB, nullable=False),
 )
 
 # The history of heartbeats, in daily partitions by receive_time.

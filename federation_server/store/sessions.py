@@ -55,8 +55,8 @@ class Busy:
 # What the neuron says is running is at home there: it takes the new epoch, so that the dispatcher
 # does not send it again. Reading the spool's mark in the same snapshot may show an older one than
 # the fence leaves; the neuron then repeats messages that have no effect. The neurons' rows are
-# locked first, as everywhere: a deactivation that has just begun is waited for, and then seen. No
-# state row is waited for while others are held: the writer takes them in an order of its own.
+# locked first, as everywhere. No neuron is waited for: one that is being deactivated, deleted or
+# written would hold up all the others. It is busy, and asked for again.
 _OPEN = f"""
 WITH asked AS (
     SELECT * FROM unnest($2::text[], $3::int8[], $4::uuid[], $5::text[], $6::text[], $7::text[],
@@ -67,8 +67,7 @@ WITH asked AS (
     SELECT n.neuron_id
     FROM asked a JOIN neurons n USING (neuron_id)
     WHERE n.lifecycle = 'ACTIVE' AND n.token_generation = a.generation
-    ORDER BY n.neuron_id
-    FOR SHARE OF n
+    FOR SHARE OF n SKIP LOCKED
 ), before AS (
     SELECT s.neuron_id, s.session_open, s.server_id
     FROM neuron JOIN neuron_states s USING (neuron_id)
@@ -111,13 +110,15 @@ WITH asked AS (
     FROM expected e WHERE c.command_id = e.command_id
     RETURNING c.command_id, c.attempt
 )
-SELECT a.neuron_id, n.neuron_id IS NOT NULL, o.session_epoch, now(),
+SELECT a.neuron_id,
+       EXISTS (SELECT FROM neurons n WHERE n.neuron_id = a.neuron_id
+               AND n.lifecycle = 'ACTIVE' AND n.token_generation = a.generation),
+       o.session_epoch, now(),
        coalesce(p.last_sequence, 0), o.previous_server_id,
        ARRAY(SELECT command_id::text || ' ' || attempt FROM named r
              WHERE r.neuron_id = a.neuron_id
                AND (command_id, attempt) NOT IN (SELECT command_id, attempt FROM running))
 FROM asked a
-LEFT JOIN neuron n USING (neuron_id)
 LEFT JOIN opened o USING (neuron_id)
 LEFT JOIN spools p ON p.neuron_id = a.neuron_id AND p.spool_id = a.spool_id
 """.encode()

@@ -242,6 +242,48 @@ async def test_totals_go_on_over_a_restart_of_the_process(
     assert now["response_ms_total"] == 290.0
 
 
+async def test_processes_that_take_turns_are_counted_once_each(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    for turn in range(3):
+        for instance in "abcd":
+            sent = 1000 + turn
+            beat = heartbeat(
+                requests=sent, failed_requests=turn, response_ms_sum=sent / 8, uptime_s=0.1 * turn
+            )
+            await apply(connection, heartbeats=(HeartbeatItem(NEURON, epoch, instance, beat),))
+    now = await state(database)
+    assert (now["requests_total"], now["failed_requests_total"]) == (4008, 8)
+    assert (now["response_ms_total"], now["uptime_s_total"]) == (501.0, pytest.approx(0.8))
+
+
+async def test_only_the_last_few_processes_are_kept_in_mind(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    for number in range(9):
+        beat = heartbeat(requests=number)
+        await apply(connection, heartbeats=(HeartbeatItem(NEURON, epoch, f"i{number}", beat),))
+    before = (await state(database))["counted_before"]
+    assert [entry[:2] for entry in before] == [[f"i{n}", n] for n in (7, 6, 5, 4)]
+
+
+async def test_an_absurd_counter_fills_the_total_and_no_heartbeat_after_it_is_lost(
+    database: Database, connection: Connection
+) -> None:
+    epoch = (await open_session(database, NEURON)).epoch
+    for instance in "abc":
+        beat = heartbeat(
+            requests=2**63 - 1, failed_requests=2**63 - 1, response_ms_sum=1.7e308, uptime_s=1.7e308
+        )
+        await apply(connection, heartbeats=(HeartbeatItem(NEURON, epoch, instance, beat),))
+    now = await state(database)
+    assert (now["requests_total"], now["failed_requests_total"]) == (2**63 - 1, 2**63 - 1)
+    assert (now["response_ms_total"], now["uptime_s_total"]) == (1e300, 1e300)
+    assert now["counted_instance_id"] == "c"
+
+
 async def test_a_heartbeat_that_says_nothing_of_requests_leaves_the_totals_alone(
     database: Database, connection: Connection
 ) -> None:

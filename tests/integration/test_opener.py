@@ -90,10 +90,11 @@ async def test_two_streams_of_one_neuron_get_sessions_of_which_the_later_is_the_
     assert (first.previous_server_id, second.previous_server_id) == (None, SERVER_ID)
 
 
-async def test_a_neuron_whose_state_is_being_changed_keeps_no_other_waiting(
-    opening: Opening,
+@pytest.mark.parametrize("table", ["neurons", "neuron_states"])
+async def test_a_neuron_that_is_being_changed_keeps_no_other_waiting(
+    opening: Opening, table: str
 ) -> None:
-    async with locked(opening.database, "neuron_states", "a"):
+    async with locked(opening.database, table, "a"):
         busy = opening.open("a")
         other = await opening.open("b")
         assert other is not None
@@ -116,7 +117,8 @@ async def test_a_stream_that_ends_before_its_turn_opens_no_session(opening: Open
 
 
 async def test_a_session_whose_stream_has_ended_meanwhile_is_given_up(opening: Opening) -> None:
-    async with locked(opening.database, "neurons", "a"):
+    async with opening.database.begin() as connection:
+        await connection.execute(text("LOCK TABLE neuron_states"))
         gone = opening.open("a")
         await eventually(opening.blocked, describe="the session is being opened")
         gone.cancel()

@@ -298,6 +298,25 @@ def sweeper(database: Database, server_id: str, *, patience: timedelta) -> Sweep
     )
 
 
+async def test_a_neuron_that_is_heard_at_this_moment_is_not_marked_down(
+    database: Database, connection: Connection
+) -> None:
+    async with database.begin() as writing:
+        await put_neuron(writing, "n", heartbeat_timeout=timedelta(seconds=1))
+    await open_session(database, "n")
+    await age(database, "n", session_open_time=3600, last_heartbeat_time=300)
+    async with await database.connect("writer") as writer, writer.transaction():
+        await writer.execute("UPDATE neuron_states SET last_heartbeat_time = now()")
+        sweeping = asyncio.create_task(presence.sweep(connection, offline_after=OFFLINE_AFTER))
+
+        async def waits() -> bool:
+            query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            return bool(await rows(database, query))
+
+        await eventually(waits, describe="the sweep waits for the heartbeat")
+    assert await sweeping == []
+
+
 async def test_a_sweeper_that_has_just_begun_marks_nobody_down(database: Database) -> None:
     async with database.begin() as writing:
         await put_neuron(writing, "n", heartbeat_timeout=timedelta(seconds=1))

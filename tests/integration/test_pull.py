@@ -24,6 +24,7 @@ from federation.v1 import session_service_pb2 as pb
 from federation.v1.command_service_pb2 import CommandSpec
 from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import NeuronIdentity
+from federation_server.live.writer import Writer
 from federation_server.rpc import auth, errors
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.session import SessionServicer
@@ -400,6 +401,21 @@ async def test_a_neuron_hears_what_became_of_it_in_the_middle_of_a_call(
     with pytest.raises(errors.Refused) as refused:
         await beyond_the_gate(federation, let_in, call, requests[call])
     assert ErrorReason.Name(refused.value.reason) == f"ERROR_REASON_{reason}"
+
+
+async def test_a_report_that_there_is_no_room_for_is_to_be_sent_again(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = (("authorization", f"Bearer {await federation.register('n')}"),)
+    request = pb.ReportAnalyticsRequest(
+        spool_id="p-1", sequence=1, send_time=Timestamp(seconds=3), report=REPORT
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "full", True)
+        refused = await refusal(federation.session.ReportAnalytics(request, metadata=metadata))
+        assert refused == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE", {})
+    answer = await federation.session.ReportAnalytics(request, metadata=metadata)
+    assert answer.ack_sequence == 1
 
 
 async def beyond_the_gate(

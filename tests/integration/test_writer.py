@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -169,6 +170,35 @@ async def test_a_poison_heartbeat_is_refused_and_the_others_are_written(
     assert await value(database, "SELECT count(*) FROM heartbeats") == 4
 
 
+async def test_a_poison_heartbeat_beside_a_session_that_is_opened_again_stops_nothing(
+    database: Database,
+) -> None:
+    epoch = await neuron(database, "n")
+    teller = Teller()
+    async with writing(database, flush_interval=timedelta(hours=1)) as (writer, _):
+        beat = heartbeat()._replace(versions='{"service":"bad\\u0000"}')
+        writer.heartbeat(teller, HeartbeatItem("n", epoch, "i", beat))
+        writer.reopen("n", epoch)
+        await eventually(lambda: bool(teller.refusals), describe="the heartbeat is refused")
+        writer.durable(teller, durable("n", epoch, 1, report(1.0)), 100)
+        writer.hurry()
+        await eventually(lambda: teller.marks == [1], describe="the writer goes on")
+
+
+async def test_a_report_is_placed_by_when_it_came_and_not_by_when_it_was_written(
+    database: Database,
+) -> None:
+    epoch = await neuron(database, "n")
+    teller = Teller()
+    async with writing(database) as (writer, _):
+        item = durable("n", epoch, 1, report(1.0, age=timedelta(minutes=5)))
+        an_hour_ago = time.monotonic() - 3600
+        writer.durable(teller, item._replace(receive_clock=an_hour_ago), 100)
+        await eventually(lambda: teller.marks == [1], describe="the report is stored")
+    age = await value(database, "SELECT now() - point_time FROM metric_points")
+    assert timedelta(minutes=65) <= age < timedelta(minutes=66)
+
+
 async def test_a_superseded_sender_is_told_so(database: Database) -> None:
     old = await neuron(database, "n")
     await open_session(database, "n")
@@ -265,6 +295,7 @@ async def test_readers_wait_while_too_much_is_unwritten(database: Database) -> N
         writer.durable(teller, durable("n", epoch, 1, report(1.0)), CAPACITY_BYTES + 1)
         room = asyncio.create_task(writer.room())
         await asyncio.sleep(0)
-        assert not room.done()
+        assert (room.done(), writer.full) == (False, True)
         await asyncio.wait_for(room, 10)
+        assert not writer.full
         assert teller.marks == [1]

@@ -92,6 +92,7 @@ async def put_neuron(
             counted_failed_requests=0,
             counted_response_ms=0.0,
             counted_uptime_s=0.0,
+            counted_before=[],
         )
     )
 

@@ -1,4 +1,4 @@
-"""Reading the events that neurons reported; `ingest_analytics` writes them."""
+"""Reading the events that neurons reported; `analytics/ingest.py` writes them."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import orjson
 
@@ -37,25 +38,32 @@ _COPY_EVENTS = (
     " attributes) FROM STDIN"
 )
 
+
+class ReceivedReport(NamedTuple):
+    """A neuron's report, and when it came by PostgreSQL's clock."""
+
+    neuron_id: str
+    receive_time: datetime
+    report: AnalyticsReport
+
+
 _SeriesKey = tuple[str, str, str, frozenset[tuple[str, str]], tuple[float, ...]]
 
 
 async def write(
     connection: Connection,
-    reports: Sequence[tuple[str, AnalyticsReport]],
+    reports: Sequence[ReceivedReport],
     *,
-    now: datetime,
     oldest: timedelta,
 ) -> None:
-    """Writes each neuron's report, placed in time by its age and the transaction's time."""
-    await _write_points(connection, reports, now, oldest)
-    await _write_events(connection, reports, now, oldest)
+    """Writes reports, each placed in time by its age when it came."""
+    await _write_points(connection, reports, oldest)
+    await _write_events(connection, reports, oldest)
 
 
 async def _write_points(
     connection: Connection,
-    reports: Sequence[tuple[str, AnalyticsReport]],
-    now: datetime,
+    reports: Sequence[ReceivedReport],
     oldest: timedelta,
 ) -> None:
     series = await _series(connection, reports)
@@ -63,8 +71,8 @@ async def _write_points(
         return
     times = set()
     async with connection.cursor() as cursor, cursor.copy(_COPY_POINTS) as copy:
-        for neuron_id, report in reports:
-            time = placed(now, report.age, oldest=oldest)
+        for neuron_id, receive_time, report in reports:
+            time = placed(receive_time, report.age, oldest=oldest)
             times.add(time)
             for point in report.points:
                 series_id = series[_key(neuron_id, point)]
@@ -85,11 +93,11 @@ def _key(neuron_id: str, point: MetricPoint) -> _SeriesKey:
 
 
 async def _series(
-    connection: Connection, reports: Sequence[tuple[str, AnalyticsReport]]
+    connection: Connection, reports: Sequence[ReceivedReport]
 ) -> dict[_SeriesKey, int]:
     """The id of each series that the reports name; those that are new are made."""
     named = {
-        _key(neuron_id, point): point for neuron_id, report in reports for point in report.points
+        _key(neuron_id, point): point for neuron_id, _, report in reports for point in report.points
     }
     if not named:
         return {}
@@ -115,22 +123,21 @@ async def _series(
 
 async def _write_events(
     connection: Connection,
-    reports: Sequence[tuple[str, AnalyticsReport]],
-    now: datetime,
+    reports: Sequence[ReceivedReport],
     oldest: timedelta,
 ) -> None:
-    if not any(report.events for _, report in reports):
+    if not any(report.events for _, _, report in reports):
         return
     async with connection.cursor() as cursor, cursor.copy(_COPY_EVENTS) as copy:
-        for neuron_id, report in reports:
+        for neuron_id, receive_time, report in reports:
             for event in report.events:
-                time = placed(now, event.age, oldest=oldest)
+                time = placed(receive_time, event.age, oldest=oldest)
                 attributes = orjson.dumps(event.attributes).decode()
                 await copy.write_row(
                     (
                         time,
                         neuron_id,
-                        now,
+                        receive_time,
                         event.severity.value,
                         event.type,
                         event.message,
