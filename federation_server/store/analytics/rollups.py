@@ -25,7 +25,7 @@ SETTLES_AFTER = timedelta(seconds=10)
 AT_A_TIME = {Level.MINUTE: 30, Level.HOUR: 6, Level.DAY: 1}
 """How many buckets one transaction makes."""
 
-STEP_TIMEOUT_S = 60.0
+STEP_TIMEOUT_S = 300.0
 """How long one of these transactions may take before its connection is given up."""
 
 LARGEST = 1e290
