@@ -393,7 +393,7 @@ class PullSession:
                 "the spool was older than what the federation has seen; it is renewed",
                 action="spool.renewed",
             )
-            await asyncio.wrap_future(self._spool.renew_identity())
+            await asyncio.wrap_future(self._spool.renew_identity(mark))
             self._known_sequence = self._spool.state.next_sequence - 1
             self._reported = None
             return False

@@ -222,7 +222,7 @@ class Session:
         state = self._spool.state
         if welcome.last_sequence >= state.next_sequence:
             # An old copy of STATE_DIR: the federation would take new messages for replays.
-            await asyncio.wrap_future(self._spool.renew_identity())
+            await asyncio.wrap_future(self._spool.renew_identity(welcome.last_sequence))
             raise _Over("the spool was older than what the federation has seen; it is renewed")
         if welcome.last_sequence:
             self._spool.ack(welcome.last_sequence)

@@ -193,11 +193,12 @@ class Spool:
         """Forget a message that the federation will never take; a finish is replaced."""
         return self._submit(lambda store: store.replace_refused(sequence, substitute, self._now()))
 
-    def renew_identity(self) -> Future[None]:
+    def renew_identity(self, mark: int) -> Future[None]:
         """Become another spool, because the federation has seen sequences that this one has not
-        given: an old copy of STATE_DIR.
+        given, up to `mark`: an old copy of STATE_DIR. Forgets what was waiting in the copy, which
+        the federation has from the original, and keeps what this process has added.
         """
-        return self._submit(lambda store: store.renew_identity())
+        return self._submit(lambda store: store.renew_identity(mark))
 
     def read_after(
         self, sequence: int, *, max_count: int, max_bytes: int
@@ -420,7 +421,7 @@ class Spool:
         try:
             old.connection.backup(memory)
             self._store = self._store_of(memory)
-            self._store.handed_out = old.handed_out
+            self._store.go_on_for(old)
         except sqlite3.Error as unreadable:
             # Out of the way of what will be written there once the disk is well again.
             self._disk.set_aside(unreadable)
@@ -459,7 +460,7 @@ class Spool:
             if is_damage(error):
                 self._disk.set_aside(error)
             return
-        store.handed_out = memory.handed_out
+        store.go_on_for(memory)
         memory.connection.close()
         self._store, self._in_memory = store, False
         self.state = self._snapshot()

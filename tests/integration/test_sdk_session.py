@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import stat
 import threading
 import time
@@ -503,6 +504,42 @@ def test_an_old_copy_of_the_state_becomes_a_new_spool(
 
     federation.wait_for(arrived, describe="a message of the new spool")
     neuron.stop()
+
+
+def test_an_old_copy_of_the_state_sends_nothing_again_that_was_stored(
+    federation: FakeFederation, build: Start, tmp_path: Path
+) -> None:
+    neuron = build()
+    neuron.command("task")(lambda: {"done": True})
+    neuron.start()
+    federation.wait_connected(N)
+    federation.acknowledge = False
+    neuron.counter("things").add(1)
+    federation.outcome(federation.issue(N, "task"))
+    neuron.stop()
+    shutil.copytree(tmp_path / N, tmp_path / "copy")
+    federation.acknowledge = True
+    neuron.start()
+    for _ in range(20):
+        neuron.event("before", severity="ERROR")
+        time.sleep(0.01)
+    neuron.stop()
+    spool_id = federation.neurons[N].hellos[-1].spool_id
+    shutil.rmtree(tmp_path / N)
+    (tmp_path / "copy").rename(tmp_path / N)
+    neuron.start()
+    federation.wait_for(lambda: federation.neurons[N].hellos[-1].spool_id != spool_id)
+    neuron.counter("things").add(1)
+    neuron.stop()
+    counts = [
+        point.counter
+        for report in federation.neurons[N].reports
+        for point in report.points
+        if point.name == "things"
+    ]
+    assert counts == [1, 1]
+    kinds = [update.WhichOneof("update") for update in federation.neurons[N].updates]
+    assert kinds == ["accepted", "progressed", "finished"]
 
 
 def test_a_refused_result_becomes_a_failure_that_says_so(

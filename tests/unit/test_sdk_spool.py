@@ -257,7 +257,7 @@ def test_a_renewed_spool_numbers_what_waits_from_1(make: Callable[..., Spool]) -
     done(spool.reject(A, b"finish"))
     done(spool.ack(3))
     before = spool.state.spool_id
-    done(spool.renew_identity())
+    done(spool.renew_identity(100))
     assert [(m.sequence, m.payload) for m in waiting(spool)] == [
         (1, b"3"),
         (2, b"4"),
@@ -268,6 +268,81 @@ def test_a_renewed_spool_numbers_what_waits_from_1(make: Callable[..., Spool]) -
     assert told == ["new identity"]
     assert done(spool.accept(A, b"x")) is Verdict.FINISHED
     assert len(waiting(spool)) == 3, "the finish still waits: it is not appended twice"
+
+
+def test_a_renewed_spool_has_forgotten_what_its_process_found_and_the_federation_has(
+    make: Callable[..., Spool],
+) -> None:
+    spool = make()
+    done(spool.report(b"acknowledged"))
+    done(spool.ack(1))
+    done(spool.report(b"report"))
+    done(spool.reject(A, b"finish"))
+    spool.close()
+    again = make()
+    done(again.report(b"new"))
+    done(again.renew_identity(100))
+    assert [(m.sequence, m.payload) for m in waiting(again)] == [(1, b"new")]
+    assert again.state.dropped == 0
+    assert done(again.accept(A, b"x")) is Verdict.FINISHED
+    assert payloads(again) == [b"new", b"finish"], "asked for again, it is sent again"
+
+
+def test_a_renewed_spool_keeps_what_the_federation_has_not(make: Callable[..., Spool]) -> None:
+    spool = make()
+    for number in range(1, 6):
+        done(spool.report(b"%d" % number))
+    spool.close()
+    again = make()
+    done(again.renew_identity(3))
+    assert [(m.sequence, m.payload) for m in waiting(again)] == [(1, b"4"), (2, b"5")]
+
+
+def test_a_renewed_spool_keeps_the_ends_that_its_process_gave_to_what_it_found(
+    make: Callable[..., Spool],
+) -> None:
+    spool = make()
+    done(spool.accept_and_start(A, b"accepted", b"started"))
+    done(spool.accept(B, b"accepted", Execution.AT_MOST_ONCE))
+    spool.close()
+    again = make()
+    done(again.renew_identity(100))
+    assert payloads(again) == [b"interrupted a", b"not started b"]
+
+
+def test_a_spool_that_was_in_memory_and_is_renewed_has_forgotten_what_its_process_found(
+    make: Callable[..., Spool], path: Path
+) -> None:
+    spool = make()
+    done(spool.report(b"found"))
+    spool.close()
+    path.with_suffix(".durable").unlink()  # as the process left it that went on in memory
+    again = make()
+    done(again.report(b"new"))
+    done(again.renew_identity(again.state.next_sequence))
+    assert payloads(again) == [b"new"]
+
+
+def test_a_spool_that_is_renewed_again_keeps_what_waits(make: Callable[..., Spool]) -> None:
+    spool = make()
+    for _ in range(5):
+        done(spool.report(b"found"))
+    spool.close()
+    again = make()
+    done(again.report(b"new"))
+    for mark in (10, 2**63 - 1, 2**64 - 1):
+        done(again.renew_identity(mark))
+        assert payloads(again) == [b"new"]
+
+
+def test_a_spool_knows_what_its_process_found_over_a_rollback(make: Callable[..., Spool]) -> None:
+    make().close()
+    spool = make()
+    done(spool.report(b"new"))
+    with pytest.raises(OverflowError):
+        done(spool.ack(2**63))
+    done(spool.renew_identity(100))
+    assert payloads(spool) == [b"new"]
 
 
 def test_a_damaged_file_is_set_aside_at_the_start(make: Callable[..., Spool], path: Path) -> None:
@@ -344,6 +419,46 @@ def test_a_full_disk_means_memory_and_then_the_disk_again(
     assert done(spool.accept(A, b"accepted")) is Verdict.RUNNING
     spool.close()
     assert len(waiting(make())) == 62
+
+
+def test_a_spool_that_is_renewed_as_the_disk_fills_up_has_forgotten_what_its_process_found(
+    make: Callable[..., Spool],
+    small_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("neuron_sdk.spool._DISK_RETRY_S", 0.02)
+    spool = make()
+    done(spool.report(b"found"))
+    spool.close()
+    again = make()
+    done(again.report(b"new"))
+    small_disk(1)
+    done(again.renew_identity(100))
+    assert again.state.in_memory
+    assert payloads(again) == [b"new"]
+    small_disk(resource.RLIM_INFINITY)
+    eventually_sync(lambda: not again.state.in_memory, describe="the spool on disk")
+    done(again.renew_identity(100))
+    assert payloads(again) == [b"new"]
+
+
+def test_a_spool_knows_what_its_process_found_in_memory_and_on_disk_again(
+    make: Callable[..., Spool],
+    small_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("neuron_sdk.spool._DISK_RETRY_S", 0.02)
+    spool = make()
+    done(spool.report(b"found"))
+    spool.close()
+    again = make()
+    small_disk(1)
+    done(again.report(b"new"))
+    assert again.state.in_memory
+    small_disk(resource.RLIM_INFINITY)
+    eventually_sync(lambda: not again.state.in_memory, describe="the spool on disk")
+    done(again.renew_identity(100))
+    assert payloads(again) == [b"new"]
 
 
 def test_a_spool_that_was_in_memory_never_gives_a_sequence_twice(
