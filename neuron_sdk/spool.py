@@ -261,16 +261,7 @@ class Spool:
         before = self._store.spool_id
         appends = any(job.appends for job in batch)
         batch = self._with_waiting(batch, appends=appends)
-        try:
-            try:
-                answers = self._commit(batch)
-            except sqlite3.Error as error:
-                self._leave_disk(error)
-                answers = self._commit(batch)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive a bad job
-            _log.error("the spool failed", action="spool.failed", error=repr(error))
-            self._reload()
-            answers = [error] * len(batch)
+        answers = self._answers(batch)
         self.state = self._snapshot()
         for job, answer in zip(batch, answers, strict=True):
             if job.waits and not answer:
@@ -281,6 +272,21 @@ class Spool:
             self._on_new_identity()
         if appends:
             self._on_append()
+
+    def _answers(self, batch: list[_Job[Any]]) -> list[Any]:
+        """What each job answers, or the exception that it ends with: no other one's."""
+        try:
+            try:
+                return self._commit(batch)
+            except sqlite3.Error as error:
+                self._leave_disk(error)
+                return self._commit(batch)
+        except Exception as error:  # noqa: BLE001 - the thread must outlive a bad job
+            if len(batch) > 1:  # nothing of it was done, and one of them is to blame
+                return [answer for job in batch for answer in self._answers([job])]
+            _log.error("the spool failed", action="spool.failed", error=repr(error))
+            self._reload()
+            return [error]
 
     def _with_waiting(self, batch: list[_Job[Any]], *, appends: bool) -> list[_Job[Any]]:
         """The batch with who waits at its end, where it sees all that is appended before."""

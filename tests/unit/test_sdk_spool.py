@@ -6,6 +6,7 @@ import resource
 import signal
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,87 @@ def test_a_spool_that_was_in_memory_never_gives_a_sequence_twice(
     again = make(now=lambda: 0.0)
     assert again.state.spool_id == spool.state.spool_id
     assert done(again.report(b"2")) == 2 + SEQUENCE_LEAP
+
+
+@pytest.fixture
+def together(make: Callable[..., Spool]) -> Iterator[tuple[Spool, Callable[[], None]]]:
+    """A spool that holds one report, and takes what it is given now as one batch, when told to."""
+    spool, go = make(), threading.Event()
+    busy = threading.Event()
+
+    def hold() -> None:
+        busy.set()
+        go.wait(10)
+
+    spool.listen(hold, lambda: None)
+    done(spool.report(b"first"))
+    busy.wait(10)
+    yield spool, go.set
+    go.set()
+
+
+Together = tuple[Spool, Callable[[], None]]
+
+
+def broken(_: Attempt) -> bytes:
+    raise RuntimeError("no such thing")
+
+
+def test_a_job_that_fails_fails_alone(together: Together, make: Callable[..., Spool]) -> None:
+    spool, go = together
+    rejected = spool.reject(A, b"finish")
+    bad = (spool.ack(2**63), spool.refuse(2, broken))
+    accepted, reported = spool.accept(B, b"accepted"), spool.report(b"last")
+    read = spool.read_after(1, max_count=9, max_bytes=MIB)
+    go()
+    for job, kind in zip(bad, (OverflowError, RuntimeError), strict=True):
+        with pytest.raises(kind):
+            done(job)
+    assert (done(rejected), done(accepted), done(reported)) == (Verdict.NEW, Verdict.NEW, 4)
+    held = [b"first", b"finish", b"accepted", b"last"]
+    assert [message.payload for message in done(read)] == held[1:]
+    assert (spool.state.pending, spool.state.next_sequence) == (4, 5)
+    assert not spool.state.in_memory
+    spool.close()
+    assert payloads(make()) == held
+
+
+def test_who_waits_is_answered_in_a_batch_with_a_job_that_fails(together: Together) -> None:
+    spool, go = together
+    asked = spool.next_after(1, max_count=9, max_bytes=MIB)
+    bad = spool.ack(2**63)
+    spool.report(b"next")
+    go()
+    assert [message.payload for message in done(asked)] == [b"next"]
+    with pytest.raises(OverflowError):
+        done(bad)
+
+
+def test_who_waits_goes_on_waiting_when_what_was_to_be_appended_fails(together: Together) -> None:
+    spool, go = together
+    rejected = spool.reject(A, b"finish")
+    asked = spool.next_after(2, max_count=9, max_bytes=MIB)
+    bad = spool.refuse(2, broken)
+    go()
+    done(rejected)
+    with pytest.raises(RuntimeError):
+        done(bad)
+    assert not asked.done()
+    done(spool.report(b"next"))
+    assert [message.payload for message in done(asked)] == [b"next"]
+
+
+def test_who_asks_for_what_cannot_be_is_told_so_and_the_next_one_is_answered(
+    together: Together,
+) -> None:
+    spool, go = together
+    bad = spool.next_after(2**63, max_count=9, max_bytes=MIB)
+    reported = spool.report(b"next")
+    go()
+    with pytest.raises(OverflowError):
+        done(bad)
+    assert done(reported) == 2
+    assert len(done(spool.next_after(0, max_count=9, max_bytes=MIB))) == 2
 
 
 def test_listeners_hear_of_new_messages(make: Callable[..., Spool]) -> None:
