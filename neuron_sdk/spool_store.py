@@ -19,6 +19,9 @@ MAX_JOURNAL_ENTRIES = 10_000
 MAX_JOURNAL_AGE_S = 7 * 86_400.0
 MAX_JOURNAL_BYTES = 32 * 2**20
 
+MAX_SEQUENCE = 2**63 - 1
+"""What SQLite's integers hold."""
+
 # Where the sequences leap to when the file may be behind what the federation has seen. Gaps are
 # allowed, giving a number twice is not: the second message would be taken for a replay. By the
 # clock, because a leap in memory leaves no trace: the next process must leap further.

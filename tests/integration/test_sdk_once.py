@@ -521,6 +521,21 @@ async def test_an_old_copy_of_state_dir_sends_nothing_again_that_was_stored(
     assert desk.reports == reports + 1, "the last report of the last run"
 
 
+async def test_a_mark_that_no_spool_reaches_ends_the_run_at_once_and_nothing_is_lost(
+    bench: Bench,
+) -> None:
+    assert await bench.run() == ""
+    (known,) = bench.desk.marks
+    mark, bench.desk.marks[known] = bench.desk.marks[known], 2**64 - 1
+    bench.desk.give("add", a=1, b=2)
+    assert "leads to a gRPC server that is no federation" in await bench.run()
+    assert bench.desk.updates == []
+    bench.desk.marks[known] = mark
+    assert await bench.run() == ""
+    assert bench.desk.ends == [("c-1", "SUCCEEDED", "")]
+    assert list(bench.desk.marks) == [known]
+
+
 async def test_commands_do_not_wait_for_a_start_that_fails(bench: Bench) -> None:
     neuron = bench.neuron()
 
