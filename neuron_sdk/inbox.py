@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from federation.v1 import errors_pb2
 from federation.v1 import session_service_pb2 as pb
+from neuron_sdk.channel import RpcFailure
 from neuron_sdk.convert import from_delivery, from_duration
 from neuron_sdk.executor import Executor
 from neuron_sdk.intervals import Intervals, SessionIntervals
@@ -11,6 +12,7 @@ from neuron_sdk.journal import refused_update
 from neuron_sdk.logs import get_logger
 from neuron_sdk.payload import clean_text
 from neuron_sdk.spool import Attempt, Spool
+from neuron_sdk.spool_store import MAX_SEQUENCE
 
 _log = get_logger("neuron_sdk.session")
 
@@ -63,6 +65,18 @@ class Inbox:
         if sequence:
             text = clean_text(f"{reason}: {detail}", 1024)
             self._spool.refuse(sequence, lambda of: refused_update(text, of))
+
+
+def own_sequence(value: int) -> int:
+    """A sequence that the federation names.
+
+    Raises:
+        RpcFailure: it is beyond what any spool gives. The wire has room for more; to take it for an
+            acknowledgement would be to forget what nobody has stored.
+    """
+    if value > MAX_SEQUENCE:
+        raise RpcFailure("OUT_OF_RANGE", "", f"it names sequence {value}, which no spool gives")
+    return value
 
 
 def reason_name(value: int) -> str:

@@ -23,7 +23,7 @@ from neuron_sdk.backoff import Backoff
 from neuron_sdk.channel import MAX_MESSAGE_BYTES, RpcFailure, open_channel, read_failure
 from neuron_sdk.convert import durable_message, heartbeat_message, to_duration, to_timestamp
 from neuron_sdk.executor import MAX_LISTED
-from neuron_sdk.inbox import Inbox
+from neuron_sdk.inbox import Inbox, own_sequence
 from neuron_sdk.link import Link, LinkParts
 from neuron_sdk.logs import get_logger
 from neuron_sdk.recovery import recover
@@ -387,13 +387,13 @@ class PullSession:
             kind = "analytics_report" if is_report else "command_update"
             self._note_refusal(sequence, kind, failure)
             return True
-        if mark > max(self._known_sequence, sequence):
+        if own_sequence(mark) > max(self._known_sequence, sequence):
             # An old copy of STATE_DIR: the federation took it for a replay of what it has seen.
             _log.warning(
                 "the spool was older than what the federation has seen; it is renewed",
                 action="spool.renewed",
             )
-            await asyncio.wrap_future(self._spool.renew_identity())
+            await asyncio.wrap_future(self._spool.renew_identity(mark))
             self._known_sequence = self._spool.state.next_sequence - 1
             self._reported = None
             return False

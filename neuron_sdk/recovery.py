@@ -79,6 +79,6 @@ def recover(reason: str, code: str, *, enrollable: bool, registering: bool) -> R
         if enrollable:
             remedy = "neither the token in STATE_DIR nor ENROLLMENT_TOKEN is taken: set a new one"
         return _slow(remedy, register_again=True)
-    if code == "UNIMPLEMENTED":
+    if code in ("UNIMPLEMENTED", "OUT_OF_RANGE"):
         return _slow("FEDERATION_URL leads to a gRPC server that is no federation")
     return _BY_REASON.get(reason, Recovery())

@@ -23,7 +23,7 @@ from federation.v1.session_service_pb2_grpc import SessionServiceStub
 from neuron_sdk.backoff import Backoff
 from neuron_sdk.channel import RpcFailure, open_channel, read_failure
 from neuron_sdk.convert import durable_message, from_duration, heartbeat_message, to_timestamp
-from neuron_sdk.inbox import Inbox, reason_name
+from neuron_sdk.inbox import Inbox, own_sequence, reason_name
 from neuron_sdk.link import Link, LinkParts
 from neuron_sdk.logs import get_logger
 from neuron_sdk.payload import clean_text
@@ -220,12 +220,13 @@ class Session:
 
     async def _begin(self, welcome: pb.Welcome) -> None:
         state = self._spool.state
-        if welcome.last_sequence >= state.next_sequence:
+        mark = own_sequence(welcome.last_sequence)
+        if mark >= state.next_sequence:
             # An old copy of STATE_DIR: the federation would take new messages for replays.
-            await asyncio.wrap_future(self._spool.renew_identity())
+            await asyncio.wrap_future(self._spool.renew_identity(mark))
             raise _Over("the spool was older than what the federation has seen; it is renewed")
-        if welcome.last_sequence:
-            self._spool.ack(welcome.last_sequence)
+        if mark:
+            self._spool.ack(mark)
         self._in_flight.clear()
         self._inbox.obey(welcome.settings)
         self._backoff.opened(self._loop.time())
@@ -287,7 +288,7 @@ class Session:
                 self._note_refusal(message.refusal)
         # After a refusal, which speaks of a message that the acknowledgement covers.
         if message.ack_sequence:
-            self._acknowledge(message.ack_sequence)
+            self._acknowledge(own_sequence(message.ack_sequence))
         if message.WhichOneof("message") == "reconnect":
             after = from_duration(message.reconnect.after)
             raise _Over(f"asked to come back: {message.reconnect.reason}", after)
@@ -301,7 +302,7 @@ class Session:
     def _note_refusal(self, refusal: pb.Refusal) -> None:
         violations = "; ".join(f"{v.field}: {v.description}" for v in refusal.field_violations)
         reason, detail = reason_name(refusal.reason), violations or refusal.detail
-        self._inbox.note_refusal(refusal.sequence, refusal.message, reason, detail)
+        self._inbox.note_refusal(own_sequence(refusal.sequence), refusal.message, reason, detail)
 
     # ---- up
 

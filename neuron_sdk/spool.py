@@ -193,11 +193,12 @@ class Spool:
         """Forget a message that the federation will never take; a finish is replaced."""
         return self._submit(lambda store: store.replace_refused(sequence, substitute, self._now()))
 
-    def renew_identity(self) -> Future[None]:
+    def renew_identity(self, mark: int) -> Future[None]:
         """Become another spool, because the federation has seen sequences that this one has not
-        given: an old copy of STATE_DIR.
+        given, up to `mark`: an old copy of STATE_DIR. Forgets what was waiting in the copy, which
+        the federation has from the original, and keeps what this process has added.
         """
-        return self._submit(lambda store: store.renew_identity())
+        return self._submit(lambda store: store.renew_identity(mark))
 
     def read_after(
         self, sequence: int, *, max_count: int, max_bytes: int
@@ -260,16 +261,7 @@ class Spool:
         before = self._store.spool_id
         appends = any(job.appends for job in batch)
         batch = self._with_waiting(batch, appends=appends)
-        try:
-            try:
-                answers = self._commit(batch)
-            except sqlite3.Error as error:
-                self._leave_disk(error)
-                answers = self._commit(batch)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive a bad job
-            _log.error("the spool failed", action="spool.failed", error=repr(error))
-            self._reload()
-            answers = [error] * len(batch)
+        answers = self._answers(batch)
         self.state = self._snapshot()
         for job, answer in zip(batch, answers, strict=True):
             if job.waits and not answer:
@@ -280,6 +272,21 @@ class Spool:
             self._on_new_identity()
         if appends:
             self._on_append()
+
+    def _answers(self, batch: list[_Job[Any]]) -> list[Any]:
+        """What each job answers, or the exception that it ends with: no other one's."""
+        try:
+            try:
+                return self._commit(batch)
+            except sqlite3.Error as error:
+                self._leave_disk(error)
+                return self._commit(batch)
+        except Exception as error:  # noqa: BLE001 - the thread must outlive a bad job
+            if len(batch) > 1:  # nothing of it was done, and one of them is to blame
+                return [answer for job in batch for answer in self._answers([job])]
+            _log.error("the spool failed", action="spool.failed", error=repr(error))
+            self._reload()
+            return [error]
 
     def _with_waiting(self, batch: list[_Job[Any]], *, appends: bool) -> list[_Job[Any]]:
         """The batch with who waits at its end, where it sees all that is appended before."""
@@ -420,7 +427,7 @@ class Spool:
         try:
             old.connection.backup(memory)
             self._store = self._store_of(memory)
-            self._store.handed_out = old.handed_out
+            self._store.go_on_for(old)
         except sqlite3.Error as unreadable:
             # Out of the way of what will be written there once the disk is well again.
             self._disk.set_aside(unreadable)
@@ -459,7 +466,7 @@ class Spool:
             if is_damage(error):
                 self._disk.set_aside(error)
             return
-        store.handed_out = memory.handed_out
+        store.go_on_for(memory)
         memory.connection.close()
         self._store, self._in_memory = store, False
         self.state = self._snapshot()

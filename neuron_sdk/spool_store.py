@@ -19,6 +19,9 @@ MAX_JOURNAL_ENTRIES = 10_000
 MAX_JOURNAL_AGE_S = 7 * 86_400.0
 MAX_JOURNAL_BYTES = 32 * 2**20
 
+MAX_SEQUENCE = 2**63 - 1
+"""What SQLite's integers hold."""
+
 # Where the sequences leap to when the file may be behind what the federation has seen. Gaps are
 # allowed, giving a number twice is not: the second message would be taken for a replay. By the
 # clock, because a leap in memory leaves no trace: the next process must leap further.
@@ -149,6 +152,10 @@ class SpoolStore:
         prepare(connection)
         connection.execute("PRAGMA cache_size = -512")
         self.load()
+        self._found = (self.spool_id, self.next_sequence)
+        """Which spool this process found, and what that would give next: what is numbered below
+        was there before it.
+        """
 
     def load(self) -> None:
         """Read the counters again, after opening and after a rollback."""
@@ -165,6 +172,11 @@ class SpoolStore:
         ).fetchone()
         self.first_sequence = first or self.next_sequence
 
+    def go_on_for(self, other: SpoolStore) -> None:
+        """Take over from the store that this one's database is a copy of."""
+        self.handed_out = other.handed_out
+        self._found = other._found
+
     # ---- the spool
 
     def leap(self, now: float) -> None:
@@ -172,8 +184,17 @@ class SpoolStore:
         by_clock = int(now * SEQUENCES_PER_SECOND)
         self._set_next(max(self.next_sequence + SEQUENCE_LEAP, by_clock))
 
-    def renew_identity(self) -> None:
-        """Become another spool: what waits is numbered anew from 1, under a new spool_id."""
+    def renew_identity(self, mark: int) -> None:
+        """Become another spool: what waits is numbered anew from 1, under a new spool_id.
+
+        Not so what this process found waiting, up to `mark`, the last sequence that the federation
+        has applied: that was sent from the spool that this one is an old copy of. If a process
+        before this one added to the copy, and never connected, that goes too: nothing tells them
+        apart.
+        """
+        spool_id, next_sequence = self._found
+        if self.spool_id == spool_id:
+            self.trim(min(mark, next_sequence - 1))
         rows = self.connection.execute("SELECT sequence FROM outbox ORDER BY sequence").fetchall()
         # Downwards first, so that no new number meets an old one.
         self.connection.execute("UPDATE outbox SET sequence = -sequence")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
@@ -490,6 +491,49 @@ async def test_an_old_copy_of_state_dir_becomes_another_spool_and_loses_nothing(
     assert bench.desk.ends == [("c-1", "SUCCEEDED", "")]
     kinds = [each.WhichOneof("update") for each in bench.desk.updates]
     assert kinds == ["accepted", "progressed", "finished"]
+
+
+async def test_an_old_copy_of_state_dir_sends_nothing_again_that_was_stored(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    desk = bench.desk
+    desk.give("add", a=1, b=2)
+
+    def lose_the_answer(request: Any) -> Fault | None:
+        return Fault(stored=True) if isinstance(request, pb.ReportCommandRequest) else None
+
+    desk.objection = lose_the_answer
+    monkeypatch.setattr(pull_session, "PATIENCE_S", 1.0)
+    assert "kept in STATE_DIR for the next run" in await bench.run()
+    monkeypatch.undo()
+    shutil.copytree(bench.folder, tmp_path / "copy")
+    desk.objection = lambda _: None
+    assert await bench.run() == ""
+    assert await bench.run() == ""
+    reports = desk.reports
+    shutil.rmtree(bench.folder)
+    (tmp_path / "copy").rename(bench.folder)
+    desk.give("add", "c-2", a=1, b=2)
+    assert await bench.run() == ""
+    assert len(desk.marks) == 2
+    assert desk.ends == [("c-1", "SUCCEEDED", ""), ("c-2", "SUCCEEDED", "")]
+    assert len(desk.updates) == 6
+    assert desk.reports == reports + 1, "the last report of the last run"
+
+
+async def test_a_mark_that_no_spool_reaches_ends_the_run_at_once_and_nothing_is_lost(
+    bench: Bench,
+) -> None:
+    assert await bench.run() == ""
+    (known,) = bench.desk.marks
+    mark, bench.desk.marks[known] = bench.desk.marks[known], 2**64 - 1
+    bench.desk.give("add", a=1, b=2)
+    assert "leads to a gRPC server that is no federation" in await bench.run()
+    assert bench.desk.updates == []
+    bench.desk.marks[known] = mark
+    assert await bench.run() == ""
+    assert bench.desk.ends == [("c-1", "SUCCEEDED", "")]
+    assert list(bench.desk.marks) == [known]
 
 
 async def test_commands_do_not_wait_for_a_start_that_fails(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import stat
 import threading
 import time
@@ -503,6 +504,90 @@ def test_an_old_copy_of_the_state_becomes_a_new_spool(
 
     federation.wait_for(arrived, describe="a message of the new spool")
     neuron.stop()
+
+
+def test_an_old_copy_of_the_state_sends_nothing_again_that_was_stored(
+    federation: FakeFederation, build: Start, tmp_path: Path
+) -> None:
+    neuron = build()
+    neuron.command("task")(lambda: {"done": True})
+    neuron.start()
+    federation.wait_connected(N)
+    federation.acknowledge = False
+    neuron.counter("things").add(1)
+    federation.outcome(federation.issue(N, "task"))
+    neuron.stop()
+    shutil.copytree(tmp_path / N, tmp_path / "copy")
+    federation.acknowledge = True
+    neuron.start()
+    for _ in range(20):
+        neuron.event("before", severity="ERROR")
+        time.sleep(0.01)
+    neuron.stop()
+    spool_id = federation.neurons[N].hellos[-1].spool_id
+    shutil.rmtree(tmp_path / N)
+    (tmp_path / "copy").rename(tmp_path / N)
+    neuron.start()
+    federation.wait_for(lambda: federation.neurons[N].hellos[-1].spool_id != spool_id)
+    neuron.counter("things").add(1)
+    neuron.stop()
+    counts = [
+        point.counter
+        for report in federation.neurons[N].reports
+        for point in report.points
+        if point.name == "things"
+    ]
+    assert counts == [1, 1]
+    kinds = [update.WhichOneof("update") for update in federation.neurons[N].updates]
+    assert kinds == ["accepted", "progressed", "finished"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.FederationMessage(ack_sequence=2**63),
+        pb.FederationMessage(ack_sequence=2**64 - 1),
+        pb.FederationMessage(refusal=pb.Refusal(sequence=2**64 - 1)),
+    ],
+)
+def test_a_sequence_that_no_spool_gives_ends_the_session_and_nothing_is_lost(
+    federation: FakeFederation,
+    build: Start,
+    start: Started,
+    caplog: pytest.LogCaptureFixture,
+    message: pb.FederationMessage,
+) -> None:
+    federation.lose = True
+    neuron = start(build())
+    federation.wait_connected(N)
+    neuron.event("kept", severity="ERROR")
+    federation.wait_for(lambda: federation.neurons[N].received)
+    federation.lose = False
+    federation.send(message)
+    federation.wait_connected(N, sessions=2)
+    federation.wait_for(lambda: federation.neurons[N].reports, describe="what was lost, again")
+    assert "no federation" in _problems(caplog)
+    assert not [each for each in caplog.records if getattr(each, "action", "") == "spool.failed"]
+
+
+def test_a_mark_that_no_spool_reaches_opens_no_session_and_nothing_is_lost(
+    federation: FakeFederation, build: Start, start: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation.lose = True
+    neuron = build()
+    neuron.start()
+    federation.wait_connected(N)
+    neuron.event("kept", severity="ERROR")
+    federation.wait_for(lambda: federation.neurons[N].received)
+    neuron.stop()
+    federation.lose = False
+    marks, spool_id = federation.neurons[N].last_sequence, federation.neurons[N].hellos[-1].spool_id
+    marks[spool_id] = 2**64 - 1
+    start(neuron)
+    eventually_sync(lambda: "no federation" in _problems(caplog), describe="the remedy in the log")
+    del marks[spool_id]
+    federation.wait_for(lambda: federation.neurons[N].reports)
+    assert {hello.spool_id for hello in federation.neurons[N].hellos} == {spool_id}
 
 
 def test_a_refused_result_becomes_a_failure_that_says_so(

@@ -164,6 +164,13 @@ def test_what_only_a_person_can_mend_is_tried_slowly_and_says_how(reason: str, r
     assert remedy in plan.remedy
 
 
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "OUT_OF_RANGE"])
+def test_who_does_not_speak_the_contract_is_no_federation_and_is_tried_slowly(code: str) -> None:
+    plan = recover("", code, enrollable=True, registering=False)
+    assert plan.slow
+    assert "FEDERATION_URL" in plan.remedy
+
+
 def test_a_busy_federation_gives_turns() -> None:
     for registering in (True, False):
         plan = recover(

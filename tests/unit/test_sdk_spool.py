@@ -6,6 +6,7 @@ import resource
 import signal
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def test_a_renewed_spool_numbers_what_waits_from_1(make: Callable[..., Spool]) -
     done(spool.reject(A, b"finish"))
     done(spool.ack(3))
     before = spool.state.spool_id
-    done(spool.renew_identity())
+    done(spool.renew_identity(100))
     assert [(m.sequence, m.payload) for m in waiting(spool)] == [
         (1, b"3"),
         (2, b"4"),
@@ -268,6 +269,81 @@ def test_a_renewed_spool_numbers_what_waits_from_1(make: Callable[..., Spool]) -
     assert told == ["new identity"]
     assert done(spool.accept(A, b"x")) is Verdict.FINISHED
     assert len(waiting(spool)) == 3, "the finish still waits: it is not appended twice"
+
+
+def test_a_renewed_spool_has_forgotten_what_its_process_found_and_the_federation_has(
+    make: Callable[..., Spool],
+) -> None:
+    spool = make()
+    done(spool.report(b"acknowledged"))
+    done(spool.ack(1))
+    done(spool.report(b"report"))
+    done(spool.reject(A, b"finish"))
+    spool.close()
+    again = make()
+    done(again.report(b"new"))
+    done(again.renew_identity(100))
+    assert [(m.sequence, m.payload) for m in waiting(again)] == [(1, b"new")]
+    assert again.state.dropped == 0
+    assert done(again.accept(A, b"x")) is Verdict.FINISHED
+    assert payloads(again) == [b"new", b"finish"], "asked for again, it is sent again"
+
+
+def test_a_renewed_spool_keeps_what_the_federation_has_not(make: Callable[..., Spool]) -> None:
+    spool = make()
+    for number in range(1, 6):
+        done(spool.report(b"%d" % number))
+    spool.close()
+    again = make()
+    done(again.renew_identity(3))
+    assert [(m.sequence, m.payload) for m in waiting(again)] == [(1, b"4"), (2, b"5")]
+
+
+def test_a_renewed_spool_keeps_the_ends_that_its_process_gave_to_what_it_found(
+    make: Callable[..., Spool],
+) -> None:
+    spool = make()
+    done(spool.accept_and_start(A, b"accepted", b"started"))
+    done(spool.accept(B, b"accepted", Execution.AT_MOST_ONCE))
+    spool.close()
+    again = make()
+    done(again.renew_identity(100))
+    assert payloads(again) == [b"interrupted a", b"not started b"]
+
+
+def test_a_spool_that_was_in_memory_and_is_renewed_has_forgotten_what_its_process_found(
+    make: Callable[..., Spool], path: Path
+) -> None:
+    spool = make()
+    done(spool.report(b"found"))
+    spool.close()
+    path.with_suffix(".durable").unlink()  # as the process left it that went on in memory
+    again = make()
+    done(again.report(b"new"))
+    done(again.renew_identity(again.state.next_sequence))
+    assert payloads(again) == [b"new"]
+
+
+def test_a_spool_that_is_renewed_again_keeps_what_waits(make: Callable[..., Spool]) -> None:
+    spool = make()
+    for _ in range(5):
+        done(spool.report(b"found"))
+    spool.close()
+    again = make()
+    done(again.report(b"new"))
+    for mark in (10, 2**63 - 1, 2**64 - 1):
+        done(again.renew_identity(mark))
+        assert payloads(again) == [b"new"]
+
+
+def test_a_spool_knows_what_its_process_found_over_a_rollback(make: Callable[..., Spool]) -> None:
+    make().close()
+    spool = make()
+    done(spool.report(b"new"))
+    with pytest.raises(OverflowError):
+        done(spool.ack(2**63))
+    done(spool.renew_identity(100))
+    assert payloads(spool) == [b"new"]
 
 
 def test_a_damaged_file_is_set_aside_at_the_start(make: Callable[..., Spool], path: Path) -> None:
@@ -346,6 +422,46 @@ def test_a_full_disk_means_memory_and_then_the_disk_again(
     assert len(waiting(make())) == 62
 
 
+def test_a_spool_that_is_renewed_as_the_disk_fills_up_has_forgotten_what_its_process_found(
+    make: Callable[..., Spool],
+    small_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("neuron_sdk.spool._DISK_RETRY_S", 0.02)
+    spool = make()
+    done(spool.report(b"found"))
+    spool.close()
+    again = make()
+    done(again.report(b"new"))
+    small_disk(1)
+    done(again.renew_identity(100))
+    assert again.state.in_memory
+    assert payloads(again) == [b"new"]
+    small_disk(resource.RLIM_INFINITY)
+    eventually_sync(lambda: not again.state.in_memory, describe="the spool on disk")
+    done(again.renew_identity(100))
+    assert payloads(again) == [b"new"]
+
+
+def test_a_spool_knows_what_its_process_found_in_memory_and_on_disk_again(
+    make: Callable[..., Spool],
+    small_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("neuron_sdk.spool._DISK_RETRY_S", 0.02)
+    spool = make()
+    done(spool.report(b"found"))
+    spool.close()
+    again = make()
+    small_disk(1)
+    done(again.report(b"new"))
+    assert again.state.in_memory
+    small_disk(resource.RLIM_INFINITY)
+    eventually_sync(lambda: not again.state.in_memory, describe="the spool on disk")
+    done(again.renew_identity(100))
+    assert payloads(again) == [b"new"]
+
+
 def test_a_spool_that_was_in_memory_never_gives_a_sequence_twice(
     make: Callable[..., Spool], path: Path
 ) -> None:
@@ -356,6 +472,87 @@ def test_a_spool_that_was_in_memory_never_gives_a_sequence_twice(
     again = make(now=lambda: 0.0)
     assert again.state.spool_id == spool.state.spool_id
     assert done(again.report(b"2")) == 2 + SEQUENCE_LEAP
+
+
+@pytest.fixture
+def together(make: Callable[..., Spool]) -> Iterator[tuple[Spool, Callable[[], None]]]:
+    """A spool that holds one report, and takes what it is given now as one batch, when told to."""
+    spool, go = make(), threading.Event()
+    busy = threading.Event()
+
+    def hold() -> None:
+        busy.set()
+        go.wait(10)
+
+    spool.listen(hold, lambda: None)
+    done(spool.report(b"first"))
+    busy.wait(10)
+    yield spool, go.set
+    go.set()
+
+
+Together = tuple[Spool, Callable[[], None]]
+
+
+def broken(_: Attempt) -> bytes:
+    raise RuntimeError("no such thing")
+
+
+def test_a_job_that_fails_fails_alone(together: Together, make: Callable[..., Spool]) -> None:
+    spool, go = together
+    rejected = spool.reject(A, b"finish")
+    bad = (spool.ack(2**63), spool.refuse(2, broken))
+    accepted, reported = spool.accept(B, b"accepted"), spool.report(b"last")
+    read = spool.read_after(1, max_count=9, max_bytes=MIB)
+    go()
+    for job, kind in zip(bad, (OverflowError, RuntimeError), strict=True):
+        with pytest.raises(kind):
+            done(job)
+    assert (done(rejected), done(accepted), done(reported)) == (Verdict.NEW, Verdict.NEW, 4)
+    held = [b"first", b"finish", b"accepted", b"last"]
+    assert [message.payload for message in done(read)] == held[1:]
+    assert (spool.state.pending, spool.state.next_sequence) == (4, 5)
+    assert not spool.state.in_memory
+    spool.close()
+    assert payloads(make()) == held
+
+
+def test_who_waits_is_answered_in_a_batch_with_a_job_that_fails(together: Together) -> None:
+    spool, go = together
+    asked = spool.next_after(1, max_count=9, max_bytes=MIB)
+    bad = spool.ack(2**63)
+    spool.report(b"next")
+    go()
+    assert [message.payload for message in done(asked)] == [b"next"]
+    with pytest.raises(OverflowError):
+        done(bad)
+
+
+def test_who_waits_goes_on_waiting_when_what_was_to_be_appended_fails(together: Together) -> None:
+    spool, go = together
+    rejected = spool.reject(A, b"finish")
+    asked = spool.next_after(2, max_count=9, max_bytes=MIB)
+    bad = spool.refuse(2, broken)
+    go()
+    done(rejected)
+    with pytest.raises(RuntimeError):
+        done(bad)
+    assert not asked.done()
+    done(spool.report(b"next"))
+    assert [message.payload for message in done(asked)] == [b"next"]
+
+
+def test_who_asks_for_what_cannot_be_is_told_so_and_the_next_one_is_answered(
+    together: Together,
+) -> None:
+    spool, go = together
+    bad = spool.next_after(2**63, max_count=9, max_bytes=MIB)
+    reported = spool.report(b"next")
+    go()
+    with pytest.raises(OverflowError):
+        done(bad)
+    assert done(reported) == 2
+    assert len(done(spool.next_after(0, max_count=9, max_bytes=MIB))) == 2
 
 
 def test_listeners_hear_of_new_messages(make: Callable[..., Spool]) -> None:
