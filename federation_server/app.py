@@ -35,6 +35,7 @@ from federation_server.live.notifier import Notifier
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
 from federation_server.live.rollup import Rollup
+from federation_server.live.rotation import TokenRotation
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
 from federation_server.live.sweeper import Sweeper
@@ -179,7 +180,9 @@ class App:
         """
         await self._check_schema()
         await self.health.start()
-        server = await self._build_server()
+        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+        server = self._build_server(tokens)
+        rotation = TokenRotation(self.database, self.sessions, tokens.issue)
         port = self._bind(server)
         metrics_server = self._serve_metrics()
         self.doubt.start()
@@ -199,6 +202,7 @@ class App:
                         self.sweeper.run,
                         self.rollup.run,
                         self.housekeeping.run,
+                        rotation.run,
                         self.pacing.run,
                         self.lease.run,
                     )
@@ -235,8 +239,7 @@ class App:
         async with await self.database.connect("start") as connection:
             await partitions.ensure_ahead(connection)
 
-    async def _build_server(self) -> grpc.aio.Server:
-        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+    def _build_server(self, tokens: Tokens) -> grpc.aio.Server:
         parts = StreamParts(
             database=self.database,
             writer=self.writer,

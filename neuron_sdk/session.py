@@ -274,6 +274,9 @@ class Session:
                 if failure.code != "OK":
                     raise failure
                 return
+            if message.WhichOneof("message") == "token_rotation":
+                await self._registration.keep(message.token_rotation.token)
+                _log.info("token renewed", action="token.renewed")
             self._obey_message(message)
 
     def _obey_message(self, message: pb.FederationMessage) -> None:

@@ -64,7 +64,9 @@ class NeuronIdentity:
 
     neuron_id: str
     generation: int
+    """Its token is good while no newer one has been used, and none has been revoked since."""
     expire_time: datetime
+    refresh_time: datetime
 
     @property
     def actor(self) -> str:
@@ -131,6 +133,15 @@ def new_secret(prefix: str) -> str:
 def secret_hash(secret: str) -> bytes:
     """What is kept of a secret, and looked up: 32 bytes."""
     return hashlib.sha256(secret.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class IssuedToken:
+    """A neuron's new credential."""
+
+    token: str
+    neuron: NeuronIdentity
+    """Whom it names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
 from federation_server.rpc.tokens import Tokens
 from federation_server.store.access import FoundKey, find_api_key
 from federation_server.store.database import Database
-from federation_server.store.registration import find_standing
+from federation_server.store.registration import Standing, find_standing, use_generation
 
 log = structlog.get_logger(__name__)
 
@@ -172,13 +172,20 @@ class Authentication(grpc.aio.ServerInterceptor):
 
     async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
         neuron_id = identity.neuron_id
-        standing = await self._ask(lambda connection: find_standing(connection, neuron_id))
+
+        async def use(connection: AsyncConnection) -> Standing | None:
+            standing = await find_standing(connection, neuron_id)
+            if standing is not None and standing.generation < identity.generation:
+                await use_generation(connection, neuron_id, identity.generation)
+            return standing
+
+        standing = await self._ask(use)
         if standing is None:
             raise errors.credential_invalid()
         deactivated = standing.lifecycle is Lifecycle.DEACTIVATED
         if deactivated and method == DEREGISTER:
             return  # its first call has revoked the token; to repeat it is harmless
-        if standing.generation != identity.generation:
+        if standing.generation > identity.generation:
             raise errors.credential_invalid()
         if deactivated:
             raise errors.neuron_deactivated(neuron_id)

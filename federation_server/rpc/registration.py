@@ -12,7 +12,6 @@ Nothing is said of a neuron_id, in words or in time, before a credential has pro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,7 +22,7 @@ from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presen
 from federation_server.live.notifier import hint_end
 from federation_server.live.session import SessionEnd
 from federation_server.rpc import auth, errors
-from federation_server.rpc.convert import to_timestamp
+from federation_server.rpc.convert_access import token_to_proto
 from federation_server.rpc.convert_neuron import description_from_proto, neuron_to_proto
 from federation_server.rpc.tokens import Tokens
 from federation_server.store import enrollment, neurons
@@ -79,11 +78,22 @@ class Registration:
         return _logged(response, admitted)
 
     async def refresh_token(self, neuron: NeuronIdentity) -> pb.RefreshTokenResponse:
-        """A new token of the same generation."""
+        """A new token; the one before is good until this one is used.
+
+        Raises:
+            errors.Refused: the neuron was deactivated or deleted, or its token revoked, since it
+                called.
+        """
         async with self._database.begin() as connection:
+            standing = await store.lock_neuron(connection, neuron.neuron_id)
+            if standing is None or standing.generation > neuron.generation:
+                raise errors.credential_invalid()
+            _refuse_deactivated(standing, neuron.neuron_id)
             now = await current_time(connection)
+            generation = store.newer_generation(neuron.generation, now)
+            issued = self._tokens.issue(neuron.neuron_id, generation, now)
         log.info("token refreshed", action="token_refreshed", neuron_id=neuron.neuron_id)
-        return pb.RefreshTokenResponse(token=self._token(neuron.neuron_id, neuron.generation, now))
+        return pb.RefreshTokenResponse(token=token_to_proto(issued))
 
     async def deregister(
         self, neuron: NeuronIdentity, request: pb.DeregisterRequest
@@ -98,7 +108,7 @@ class Registration:
             standing = await store.lock_neuron(connection, neuron_id)
             if standing is None:
                 raise errors.credential_invalid()
-            if standing.generation != neuron.generation:
+            if standing.generation > neuron.generation:
                 if standing.lifecycle is Lifecycle.DEACTIVATED:
                     return pb.DeregisterResponse()
                 raise errors.credential_invalid()
@@ -142,16 +152,8 @@ class Registration:
         now = await current_time(connection)
         return pb.RegisterResponse(
             neuron=neuron_to_proto(record),
-            token=self._token(neuron_id, admitted.generation, now),
+            token=token_to_proto(self._tokens.issue(neuron_id, admitted.generation, now)),
             created=admitted.created,
-        )
-
-    def _token(self, neuron_id: str, generation: int, now: datetime) -> pb.NeuronToken:
-        issued = self._tokens.issue(neuron_id, generation, now)
-        return pb.NeuronToken(
-            token=issued.token,
-            expire_time=to_timestamp(issued.expire_time),
-            refresh_time=to_timestamp(issued.refresh_time),
         )
 
 
@@ -171,11 +173,13 @@ async def _renew(
 ) -> _Admitted | None:
     """By the neuron's own token; None if that was revoked or its neuron deleted."""
     standing = await store.lock_neuron(connection, identity.neuron_id)
-    if standing is None or standing.generation != identity.generation:
+    if standing is None or standing.generation > identity.generation:
         return None
     _refuse_deactivated(standing, identity.neuron_id)
+    await store.use_generation(connection, identity.neuron_id, identity.generation)
     await store.update_description(connection, description)
-    return _Admitted(standing.generation, "renewed")
+    now = await current_time(connection)
+    return _Admitted(store.newer_generation(identity.generation, now), "renewed")
 
 
 async def _enroll(

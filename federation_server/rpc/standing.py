@@ -20,6 +20,6 @@ async def turned_away(
     standing = await find_standing(connection, identity.neuron_id)
     if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
         return errors.neuron_deactivated(identity.neuron_id)
-    if standing is None or standing.generation != identity.generation or otherwise is None:
+    if standing is None or standing.generation > identity.generation or otherwise is None:
         return errors.credential_invalid()
     return otherwise

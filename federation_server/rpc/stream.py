@@ -169,6 +169,7 @@ class NeuronStream:
             instance_id=new.instance_id,
             spool_id=new.spool_id,
         )
+        session.credential = identity
         for command_id, _ in new.running:  # it has them: no claim is their first
             session.first(command_id)
         parts.metrics.sessions_opened.inc()

@@ -1,7 +1,8 @@
 """Neuron tokens: JWTs that this federation signs and verifies.
 
 A token says which neuron shows it, and of which generation it is; whether that neuron still
-exists, may take part and is of that generation, only the database knows (`rpc/auth.py` asks it).
+exists and may take part, and whether that generation is still good, only the database knows
+(`rpc/auth.py` asks it).
 Only HS256 is ever used: what a token's own header says of its algorithm is never believed.
 """
 
@@ -9,14 +10,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
 import structlog
 
-from federation_server.domain.access import NeuronIdentity, TokenLifetime
+from federation_server.domain.access import IssuedToken, NeuronIdentity, TokenLifetime
 from federation_server.rpc import errors
 from federation_server.store.access import SigningKey, load_signing_keys
 from federation_server.store.database import Database
@@ -32,15 +32,6 @@ LEEWAY = timedelta(seconds=10)
 
 MAX_LENGTH = 4096
 """No token of ours comes near it; what is longer is not even parsed."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class IssuedToken:
-    """A neuron's new credential."""
-
-    token: str
-    expire_time: datetime
-    refresh_time: datetime
 
 
 class Tokens:
@@ -73,7 +64,9 @@ class Tokens:
         }
         key = self._signing
         token = jwt.encode(claims, key.secret, algorithm=ALGORITHM, headers={"kid": key.kid})
-        return IssuedToken(token, expire_time, self._lifetime.refresh_time(now))
+        refresh_time = self._lifetime.refresh_time(now)
+        neuron = NeuronIdentity(neuron_id, generation, expire_time, refresh_time)
+        return IssuedToken(token, neuron)
 
     def verify(self, token: str) -> NeuronIdentity:
         """Who a token names, if it is one of ours and its time is not over.
@@ -97,6 +90,7 @@ class Tokens:
             neuron_id=claims["sub"],
             generation=claims["gen"],
             expire_time=datetime.fromtimestamp(claims["exp"], UTC),
+            refresh_time=datetime.fromtimestamp((claims["iat"] + claims["exp"]) / 2, UTC),
         )
 
     def _decode(self, token: str) -> dict[str, Any]:

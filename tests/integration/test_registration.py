@@ -153,12 +153,39 @@ async def test_a_deactivated_neuron_registers_by_no_credential(office: Office) -
 # RefreshToken and Deregister
 
 
-async def test_a_refreshed_token_is_good_and_the_one_before_stays_good(office: Office) -> None:
+@pytest.mark.parametrize("by", ["Register", "Connect"])
+async def test_a_token_is_good_until_the_one_behind_it_is_used(office: Office, by: str) -> None:
     first = await office.register(enrollment_token=await office.enrollment_token())
     answer = await office.registration.refresh_token(office.tokens.verify(first.token.token))
-    assert answer.token.token != first.token.token
+    old, new = first.token.token, answer.token.token
+    assert await office.open_session(old) is not None
+    assert await office.identity(new) is not None
+    if by == "Register":
+        await office.register(own=new)
+    else:
+        assert await office.open_session(new) is not None
+    assert await office.identity(old) is None
+    assert await office.open_session(old) is None
+    assert await office.refused(own=old) == "CREDENTIAL_INVALID"
+    with pytest.raises(errors.Refused, match="not valid"):
+        await office.registration.refresh_token(office.tokens.verify(old))
+    assert await office.open_session(new) is not None
+
+
+async def test_a_register_by_the_own_token_gives_a_newer_one(office: Office) -> None:
+    first = await office.register(enrollment_token=await office.enrollment_token())
+    second = await office.register(own=first.token.token)
+    old, new = (office.tokens.verify(answer.token.token) for answer in (first, second))
+    assert new.generation > old.generation
     assert await office.identity(first.token.token) is not None
-    assert await office.identity(answer.token.token) is not None
+
+
+async def test_tokens_that_nobody_has_used_yet_die_with_the_generation(office: Office) -> None:
+    first = await office.register(enrollment_token=await office.enrollment_token())
+    unused = await office.registration.refresh_token(office.tokens.verify(first.token.token))
+    await office.register(enrollment_token=await office.enrollment_token(allow_reenrollment=True))
+    assert await office.identity(unused.token.token) is None
+    assert await office.open_session(unused.token.token) is None
 
 
 async def test_deregister_shuts_the_neuron_out_and_ends_its_session(office: Office) -> None:
@@ -233,7 +260,7 @@ async def test_a_deregister_waits_for_who_is_re_enrolling_the_neuron(office: Off
     first = await office.register(enrollment_token=await office.enrollment_token())
     neuron = office.tokens.verify(first.token.token)
     async with office.database.begin() as connection:
-        await connection.execute(update(neurons).values(token_generation=1))
+        await connection.execute(update(neurons).values(token_generation=2**62))
         late = asyncio.create_task(office.registration.deregister(neuron, pb.DeregisterRequest()))
         await eventually(lambda: waiting_for_a_lock(office))
     with pytest.raises(errors.Refused, match="not valid"):
@@ -272,7 +299,7 @@ async def test_a_neurons_life_by_its_tokens_alone(database_url: str) -> None:
             metadata=shown(refreshed.token.token),
         )
         assert not renewed.created
-        for secret in (token, refreshed.token.token, renewed.token.token):
+        for secret in (renewed.token.token, refreshed.token.token, token):
             await session.Deregister(pb.DeregisterRequest(), metadata=shown(secret))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await session.RefreshToken(pb.RefreshTokenRequest(), metadata=shown(secret))

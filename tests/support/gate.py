@@ -148,9 +148,14 @@ class Gate:
                 update(api_keys).where(api_keys.c.name == role.name.lower()).values(**values)
             )
 
-    def token(self, neuron_id: str = "n1", age: timedelta = timedelta()) -> Metadata:
+    def token(
+        self,
+        neuron_id: str = "n1",
+        age: timedelta = timedelta(),
+        generation: int = GENERATION,
+    ) -> Metadata:
         time = datetime.now(UTC) - age
-        return bearer(self.tokens.issue(neuron_id, GENERATION, time).token)
+        return bearer(self.tokens.issue(neuron_id, generation, time).token)
 
 
 def bearer(secret: str) -> Metadata:

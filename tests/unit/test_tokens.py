@@ -67,8 +67,10 @@ def test_a_token_names_its_neuron_generation_and_end(tokens: Tokens) -> None:
 def test_a_token_is_to_be_refreshed_in_the_middle_of_its_life(tokens: Tokens) -> None:
     start = now()
     issued = tokens.issue("n1", GENERATION, start)
-    assert issued.expire_time - start == TTL
-    assert issued.refresh_time - start == TTL / 2
+    assert issued.neuron.expire_time - start == TTL
+    assert issued.neuron.refresh_time - start == TTL / 2
+    read = tokens.verify(issued.token)
+    assert abs(read.refresh_time - issued.neuron.refresh_time) < timedelta(seconds=1)
 
 
 def test_two_tokens_of_one_moment_are_different(tokens: Tokens) -> None:
