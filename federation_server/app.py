@@ -22,9 +22,11 @@ import structlog
 from prometheus_client import start_http_server
 
 from federation_server import __version__
+from federation_server.domain.access import EnrollmentMode, TokenLifetime
 from federation_server.domain.command import IN_FLIGHT_STATES
 from federation_server.domain.neuron import Presence
 from federation_server.live.admission import Admission
+from federation_server.live.approvals import Approvals
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.housekeeping import Housekeeping
@@ -48,6 +50,7 @@ from federation_server.rpc.command import CommandServicer
 from federation_server.rpc.command_batch import CommandParts
 from federation_server.rpc.error_mapping import ErrorMapping
 from federation_server.rpc.fleet import FleetServicer
+from federation_server.rpc.neuron_changes import SessionEnding
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.server import Health, build_server
 from federation_server.rpc.session import SessionServicer
@@ -103,6 +106,7 @@ class App:
             followed=self.watchers.followed,
         )
         self.opener = Opener(database, self.server_id, unwanted=self._close_unwanted)
+        self.approvals = Approvals(database)
         self.health = Health()
         self.doubt = SelfDoubt(
             self.metrics,
@@ -130,7 +134,9 @@ class App:
             lost_after=settings.command_lost_after,
         )
         self.rollup = Rollup(database, self.metrics)
-        self.housekeeping = Housekeeping(database, settings.retention)
+        self.housekeeping = Housekeeping(
+            database, settings.retention, pending=settings.pending_retention
+        )
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
@@ -180,7 +186,8 @@ class App:
         """
         await self._check_schema()
         await self.health.start()
-        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+        lifetime = TokenLifetime(self.settings.token_ttl, self.settings.token_renewal)
+        tokens = await Tokens.load(self.database, lifetime)
         server = self._build_server(tokens)
         rotation = TokenRotation(self.database, self.sessions, tokens.issue)
         port = self._bind(server)
@@ -203,6 +210,7 @@ class App:
                         self.rollup.run,
                         self.housekeeping.run,
                         rotation.run,
+                        self.approvals.run,
                         self.pacing.run,
                         self.lease.run,
                     )
@@ -245,6 +253,7 @@ class App:
             writer=self.writer,
             sessions=self.sessions,
             opener=self.opener,
+            approvals=self.approvals,
             dispatcher=self.dispatcher,
             metrics=self.metrics,
             admission=self.admission,
@@ -254,11 +263,14 @@ class App:
             server_version=__version__,
             changed=self._commands_changed,
         )
+        ending = SessionEnding(self.sessions, self.server_id)
         return build_server(
             [ErrorMapping(), Authentication(self.database, tokens, self.admission)],
             self.health,
-            session=SessionServicer(Registration(self.database, tokens), parts),
-            fleet=FleetServicer(self.database, self.sessions, self.server_id),
+            session=SessionServicer(
+                Registration(self.database, tokens, EnrollmentMode(self.settings.enrollment)), parts
+            ),
+            fleet=FleetServicer(self.database, ending),
             command=CommandServicer(
                 CommandParts(
                     database=self.database,
@@ -271,12 +283,18 @@ class App:
                 )
             ),
             analytics=AnalyticsServicer(self.database, self.settings.retention),
-            access=AccessServicer(self.database),
+            access=AccessServicer(self.database, ending),
         )
 
     def _bind(self, server: grpc.aio.Server) -> int:
         host = self.settings.host
-        if not self.settings.insecure and host not in {"127.0.0.1", "localhost", "::1", "[::1]"}:
+        loopback = host in {"127.0.0.1", "localhost", "::1", "[::1]"}
+        if self.settings.enrollment == "open" and not (loopback or self.settings.open_to_anyone):
+            raise StartError(
+                f"FEDERATION_ENROLLMENT=open on FEDERATION_HOST={host} would let anybody join who"
+                " reaches it: use approve, or say FEDERATION_OPEN_TO_ANYONE=true"
+            )
+        if not self.settings.insecure and not loopback:
             raise StartError(
                 f"FEDERATION_HOST={host} would serve plaintext beyond this machine:"
                 " put TLS in front and say --insecure, or use 127.0.0.1"
@@ -306,6 +324,7 @@ class App:
         stop = asyncio.create_task(server.stop(grace=limit_s), name="grpc stop")
         self.sessions.send_home(self.settings.drain_timeout / 2)
         self.watchers.close()
+        self.approvals.close()
         await stop
         left_s = max(LAST_FLUSH_S, deadline - loop.time())
         if not await self.writer.stop(within=timedelta(seconds=left_s)):

@@ -69,6 +69,22 @@ class Settings(BaseSettings):
     token_ttl: Span = Field(
         default=timedelta(hours=24), description="How long a neuron's token lives."
     )
+    token_renewal: Annotated[timedelta, Field(ge=timedelta())] = Field(
+        default=timedelta(days=30),
+        description="How long after its token has expired a neuron can still register with it.",
+    )
+    enrollment: Literal["token", "approve", "open"] = Field(
+        default="token",
+        description="Who may join: who has an enrollment token; or anybody else as well, once an "
+        "admin has approved it; or anybody, which is for development.",
+    )
+    open_to_anyone: bool = Field(
+        default=False, description="Serve open enrollment beyond loopback. Anybody joins then."
+    )
+    pending_retention: Annotated[timedelta, Field(ge=timedelta(hours=1))] = Field(
+        default=timedelta(days=7),
+        description="How long a neuron waits for its approval before it is forgotten.",
+    )
 
     # neurons
     heartbeat_interval: Span | None = Field(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from federation.v1 import neuron_pb2
 from federation.v1 import session_service_pb2 as pb
 from neuron_sdk.backoff import Backoff
 from neuron_sdk.channel import RpcFailure, read_failure
@@ -84,6 +85,8 @@ class Registration:
         self._tokens = tokens
         self._token = ""
         self._refresh_at = 0.0
+        self.pending = ""
+        """Why the federation's answer to Connect may take hours, for people; "" if it does not."""
         self._request_id = uuid.uuid4().hex
 
     @property
@@ -122,6 +125,9 @@ class Registration:
             response = await self._register(stub, "")
         self._request_id = uuid.uuid4().hex
         await self.keep(response.token)
+        self.pending = _pending(response)
+        if self.pending:
+            _log.warning(self.pending, action="registration.pending")
         _log.info(
             "registered",
             action="registration.done",
@@ -184,6 +190,16 @@ class Registration:
         self._refresh_at = (
             asyncio.get_running_loop().time() + max(half_life, MIN_REFRESH_S) * jitter
         )
+
+
+def _pending(response: pb.RegisterResponse) -> str:
+    neuron = response.neuron
+    if neuron.lifecycle != neuron_pb2.LIFECYCLE_PENDING:
+        return ""
+    return (
+        "this neuron waits for an admin's approval: "
+        f"federation neurons approve {neuron.neuron_id} --code {neuron.approval_code}"
+    )
 
 
 def _bearer(token: str) -> tuple[tuple[str, str], ...]:

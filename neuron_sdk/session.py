@@ -208,14 +208,18 @@ class Session:
                 for of in self._executor.unfinished()
             ],
         )
+        pending = self._registration.pending
+        if pending:
+            self.link = Link(problem=pending)
         try:
-            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+            async with asyncio.timeout(None if pending else _WELCOME_TIMEOUT_S):
                 await self._write(stream, pb.NeuronMessage(hello=hello))
                 message = await stream.read()
         except TimeoutError:
             raise RpcFailure("UNAVAILABLE", "", "no Welcome from the federation") from None
         if message is grpc.aio.EOF or message.WhichOneof("message") != "welcome":
             raise _Broken
+        self._registration.pending = ""
         return message.welcome  # type: ignore[no-any-return]
 
     async def _begin(self, welcome: pb.Welcome) -> None:

@@ -6,6 +6,7 @@ bits, so that a slow password hash would add cost and no safety.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import secrets
@@ -28,6 +29,17 @@ class Role(IntEnum):
     """Commands and steers neurons."""
     ADMIN = 3
     """Decides who takes part."""
+
+
+class EnrollmentMode(StrEnum):
+    """Who may join the fleet."""
+
+    TOKEN = "token"  # noqa: S105 - a mode, not a secret
+    """Who has an enrollment token."""
+    APPROVE = "approve"
+    """Anybody else as well, once an admin has approved it."""
+    OPEN = "open"
+    """Anybody."""
 
 
 class Caller(StrEnum):
@@ -125,6 +137,20 @@ def matches(pattern: str, text: str) -> bool:
     return re.fullmatch(".*".join(parts), text, re.DOTALL) is not None
 
 
+def approval_code(neuron_id: str, create_time: datetime) -> str:
+    """What a neuron that waits for its approval and its admins compare: "ABCD-EFGH". No secret, but
+    another one for whoever takes the same id at another time.
+    """
+    digest = hashlib.sha256(f"{neuron_id} {create_time.timestamp():.6f}".encode()).digest()
+    code = base64.b32encode(digest)[:8].decode()
+    return f"{code[:4]}-{code[4:]}"
+
+
+def same_code(code: str, said: str) -> bool:
+    """Whether somebody has said that code, in whatever letters."""
+    return said.strip().replace("-", "").upper() == code.replace("-", "")
+
+
 def new_secret(prefix: str) -> str:
     """A fresh secret of 256 random bits."""
     return prefix + secrets.token_urlsafe(32)
@@ -149,6 +175,8 @@ class TokenLifetime:
     """How long neuron tokens live; they are renewed in the middle of their life."""
 
     ttl: timedelta = timedelta(hours=24)
+    renewal: timedelta = timedelta(days=30)
+    """How long after that a token is good for one thing: to register its neuron again."""
 
     def refresh_time(self, issue_time: datetime) -> datetime:
         """When a token issued at `issue_time` should be renewed."""

@@ -189,6 +189,8 @@ class Authentication(grpc.aio.ServerInterceptor):
             raise errors.credential_invalid()
         if deactivated:
             raise errors.neuron_deactivated(neuron_id)
+        if standing.lifecycle is Lifecycle.PENDING and method != DEREGISTER:
+            raise errors.neuron_pending(neuron_id)
 
     async def _find_admin(self, secret: str) -> Admin:
         found = self._keys.get(secret)

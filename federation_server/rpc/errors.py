@@ -34,6 +34,7 @@ MAX_MESSAGE_LENGTH = 512
 
 SUPERSEDED_BACK_OFF_S = 60.0
 DATABASE_RETRY_S = 1.0
+PENDING_RETRY_S = 30.0
 
 _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_INVALID_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
@@ -64,6 +65,8 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_COMMAND_BATCH_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     ErrorReason.ERROR_REASON_NO_NEURON_MATCHES: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_SERVER_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorReason.ERROR_REASON_NEURON_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_NEURON_NOT_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 
@@ -263,6 +266,27 @@ def neuron_deactivated(neuron_id: str) -> Refused:
     return Refused(
         ErrorReason.ERROR_REASON_NEURON_DEACTIVATED,
         f"the neuron {_cut(neuron_id)} is deactivated: an admin must activate it",
+        metadata={"neuron_id": neuron_id},
+        precondition=neuron_id,
+    )
+
+
+def neuron_pending(neuron_id: str) -> Refused:
+    """The neuron waits for an admin's approval."""
+    return Refused(
+        ErrorReason.ERROR_REASON_NEURON_PENDING,
+        f"the neuron {_cut(neuron_id)} waits for approval: an admin must approve or reject it",
+        metadata={"neuron_id": neuron_id},
+        retry_after=PENDING_RETRY_S,
+        precondition=neuron_id,
+    )
+
+
+def neuron_not_pending(neuron_id: str, what: str) -> Refused:
+    """The neuron does not wait for an approval; `what` says what it does, or how to go on."""
+    return Refused(
+        ErrorReason.ERROR_REASON_NEURON_NOT_PENDING,
+        f"the neuron {_cut(neuron_id)} {what}",
         metadata={"neuron_id": neuron_id},
         precondition=neuron_id,
     )

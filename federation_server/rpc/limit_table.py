@@ -519,6 +519,13 @@ _ACCESS: Mapping[type[Message], Fields] = {
         {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
     ),
     access_service_pb2.RevokeEnrollmentTokenRequest: Fields({"enrollment_token_id": REQUIRED_ID}),
+    access_service_pb2.ApproveNeuronRequest: Fields(
+        {"neuron_id": REQUIRED_ID, "approval_code": Text(16), "reason": SENTENCE}
+    ),
+    access_service_pb2.RejectNeuronRequest: Fields({"neuron_id": REQUIRED_ID, "reason": SENTENCE}),
+    access_service_pb2.RevokeNeuronTokensRequest: Fields(
+        {"neuron_id": REQUIRED_ID, "reason": SENTENCE}
+    ),
 }
 
 LIMITS: Mapping[type[Message], Fields] = {

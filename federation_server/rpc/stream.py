@@ -23,10 +23,12 @@ import grpc.aio
 import structlog
 
 from federation.v1 import session_service_pb2 as pb
+from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.neuron import Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.admission import Admission
+from federation_server.live.approvals import Approvals
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.opener import Opener
@@ -70,6 +72,7 @@ class StreamParts:
     writer: Writer
     sessions: Sessions
     opener: Opener
+    approvals: Approvals
     dispatcher: Dispatcher
     metrics: Metrics
     admission: Admission
@@ -101,8 +104,7 @@ class NeuronStream:
         """
         parts = self._parts
         hello = await self._hello()
-        with parts.admission.under_way():
-            session, opened = await self._open(hello)
+        session, opened = await self._open(hello)
         parts.sessions.add(session)
         parts.metrics.streams.inc()
         reader: asyncio.Task[None] | None = None
@@ -158,10 +160,14 @@ class NeuronStream:
                 if is_command_id(command.command_id)
             ],
         )
-        opened = await parts.opener.open(new)
-        if opened is None:
+        while (opened := await self._opened(new)) is None:
             async with parts.database.begin() as connection:
-                raise await turned_away(connection, identity)
+                refused = await turned_away(connection, identity)
+            if refused.reason is not ErrorReason.ERROR_REASON_NEURON_PENDING:
+                raise refused
+            log.info("waits for approval", action="session_pending", neuron_id=new.neuron_id)
+            if not await parts.approvals.wait(new.neuron_id):
+                raise refused
         session = Session(
             neuron_id=identity.neuron_id,
             epoch=opened.epoch,
@@ -182,6 +188,10 @@ class NeuronStream:
             peer=new.peer,
         )
         return session, opened
+
+    async def _opened(self, new: store.NewSession) -> store.OpenedSession | None:
+        with self._parts.admission.under_way():
+            return await self._parts.opener.open(new)
 
     def _welcome(self, session: Session, opened: store.OpenedSession) -> pb.FederationMessage:
         return pb.FederationMessage(

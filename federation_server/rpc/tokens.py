@@ -44,11 +44,11 @@ class Tokens:
         self._lifetime = lifetime
 
     @classmethod
-    async def load(cls, database: Database, *, ttl: timedelta) -> Tokens:
+    async def load(cls, database: Database, lifetime: TokenLifetime) -> Tokens:
         """With the keys of that database, of which it makes the first."""
         async with database.begin() as connection:
             keys = await load_signing_keys(connection)
-        return cls(keys, TokenLifetime(ttl))
+        return cls(keys, lifetime)
 
     def issue(self, neuron_id: str, generation: int, now: datetime) -> IssuedToken:
         """A new token; `now` is the database's time."""
@@ -68,14 +68,15 @@ class Tokens:
         neuron = NeuronIdentity(neuron_id, generation, expire_time, refresh_time)
         return IssuedToken(token, neuron)
 
-    def verify(self, token: str) -> NeuronIdentity:
-        """Who a token names, if it is one of ours and its time is not over.
+    def verify(self, token: str, *, to_renew: bool = False) -> NeuronIdentity:
+        """Who a token names, if it is one of ours and its time is not over; `to_renew` it may have
+        been over for a while.
 
         Raises:
             errors.Refused: CREDENTIAL_EXPIRED, or CREDENTIAL_INVALID for everything else.
         """
         try:
-            claims = self._decode(token)
+            claims = self._decode(token, self._lifetime.renewal if to_renew else timedelta())
         except jwt.ExpiredSignatureError:
             raise errors.credential_expired() from None
         except jwt.PyJWTError as error:
@@ -93,7 +94,7 @@ class Tokens:
             refresh_time=datetime.fromtimestamp((claims["iat"] + claims["exp"]) / 2, UTC),
         )
 
-    def _decode(self, token: str) -> dict[str, Any]:
+    def _decode(self, token: str, late: timedelta) -> dict[str, Any]:
         if len(token) > MAX_LENGTH or not token.isascii():
             raise jwt.DecodeError("no token of ours")
         secret = self._secrets.get(jwt.get_unverified_header(token).get("kid", ""))
@@ -105,7 +106,7 @@ class Tokens:
             algorithms=[ALGORITHM],
             audience=AUDIENCE,
             issuer=ISSUER,
-            leeway=LEEWAY,
+            leeway=LEEWAY + late,
             # A server whose clock is behind the database's must not refuse a fresh token.
             options={
                 "require": ["iss", "aud", "sub", "iat", "exp", "jti", "gen"],

@@ -108,7 +108,11 @@ async def use_generation(connection: AsyncConnection, neuron_id: str, generation
     )
 
 
-async def insert_neuron(connection: AsyncConnection, description: NeuronDescription) -> int | None:
+async def insert_neuron(
+    connection: AsyncConnection,
+    description: NeuronDescription,
+    lifecycle: Lifecycle = Lifecycle.ACTIVE,
+) -> int | None:
     """Takes a neuron in, and returns its token generation; None if the id is taken.
 
     Waits for another transaction that is taking the same id in.
@@ -120,7 +124,7 @@ async def insert_neuron(connection: AsyncConnection, description: NeuronDescript
             token_generation=generation_at(func.now()),
             **_columns(description),
             overridden_fields=[],
-            lifecycle=Lifecycle.ACTIVE,
+            lifecycle=lifecycle,
             lifecycle_reason="",
             create_time=func.now(),
             update_time=func.now(),

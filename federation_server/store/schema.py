@@ -467,6 +467,14 @@ enrollment_uses = Table(
 )
 
 # The keys that sign neuron tokens; the newest signs, all that are not retired verify.
+# Who joined without a credential: the call that took it in may come again.
+applications = Table(
+    "applications",
+    metadata,
+    _neuron_key(),
+    Column("request_hash", LargeBinary, nullable=False),
+)
+
 signing_keys = Table(
     "signing_keys",
     metadata,

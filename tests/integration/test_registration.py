@@ -102,7 +102,7 @@ async def test_an_own_token_that_is_no_longer_good_is_the_error(office: Office) 
     first = await office.register(enrollment_token=await office.enrollment_token())
     state = await office.state()
     old = office.tokens.issue(
-        "n1", state["token_generation"], datetime.now(UTC) - timedelta(hours=25)
+        "n1", state["token_generation"], datetime.now(UTC) - timedelta(days=32)
     )
     assert await office.refused(own=old.token) == "CREDENTIAL_EXPIRED"
     assert await office.refused(own="eyJ.a.b") == "CREDENTIAL_INVALID"
@@ -117,7 +117,7 @@ async def test_an_own_token_that_is_not_good_does_not_stand_in_the_way_of_enroll
     token = await office.enrollment_token()
     first = await office.register(enrollment_token=token)
     await office.delete()
-    expired = office.tokens.issue("n1", 1, datetime.now(UTC) - timedelta(hours=25)).token
+    expired = office.tokens.issue("n1", 1, datetime.now(UTC) - timedelta(days=32)).token
     for number, own in enumerate((expired, "eyJ.a.b", "fak_key", first.token.token)):
         answer = await office.register(f"m{number}", own=own, enrollment_token=token)
         assert answer.created
@@ -132,6 +132,21 @@ async def test_a_token_of_a_deleted_neuron_is_not_one_of_its_namesake(office: Of
     assert await office.identity(first.token.token) is None
     assert await office.identity(second.token.token) is not None
     assert await office.refused(own=first.token.token) == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize(("days", "reason"), [(30, ""), (32, "CREDENTIAL_EXPIRED")])
+async def test_an_expired_token_registers_its_neuron_for_a_month_and_does_nothing_else(
+    office: Office, days: int, reason: str
+) -> None:
+    await office.register(enrollment_token=await office.enrollment_token())
+    generation = (await office.state())["token_generation"]
+    late = office.tokens.issue("n1", generation, datetime.now(UTC) - timedelta(days=days)).token
+    with pytest.raises(errors.Refused, match="expired"):
+        office.tokens.verify(late)
+    if reason:
+        assert await office.refused(own=late) == reason
+    else:
+        assert await office.identity((await office.register(own=late)).token.token)
 
 
 # a neuron that is shut out

@@ -45,6 +45,8 @@ ALL: list[Refused] = [
     errors.neuron_not_found("n-1"),
     errors.neuron_deactivated("n-1"),
     errors.neuron_not_offline("n-1"),
+    errors.neuron_pending("n-1"),
+    errors.neuron_not_pending("n-1", "is active: deactivate it"),
     errors.session_superseded("n-1"),
     errors.protocol_violation("the first message must be a Hello"),
     errors.server_busy(2.5),
