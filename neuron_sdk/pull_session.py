@@ -63,7 +63,6 @@ class PullSession:
         self._wake = asyncio.Event()
         self._epoch = 0
         self._reported: pb.ReportCommandRequest | None = None
-        self._known_sequence = parts.spool.state.next_sequence - 1
         self._failing: tuple[str, float] | None = None
         """The call that has failed and not succeeded since, and when it began to."""
         self._renew_at = 0.0
@@ -387,14 +386,13 @@ class PullSession:
             kind = "analytics_report" if is_report else "command_update"
             self._note_refusal(sequence, kind, failure)
             return True
-        if own_sequence(mark) > max(self._known_sequence, sequence):
+        if own_sequence(mark) > max(self._spool.state.known_sequence, sequence):
             # An old copy of STATE_DIR: the federation took it for a replay of what it has seen.
             _log.warning(
                 "the spool was older than what the federation has seen; it is renewed",
                 action="spool.renewed",
             )
             await asyncio.wrap_future(self._spool.renew_identity(mark))
-            self._known_sequence = self._spool.state.next_sequence - 1
             self._reported = None
             return False
         self._spool.ack(sequence)

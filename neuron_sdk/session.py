@@ -225,7 +225,7 @@ class Session:
     async def _begin(self, welcome: pb.Welcome) -> None:
         state = self._spool.state
         mark = own_sequence(welcome.last_sequence)
-        if mark >= state.next_sequence:
+        if mark > max(state.known_sequence, state.handed_out):
             # An old copy of STATE_DIR: the federation would take new messages for replays.
             await asyncio.wrap_future(self._spool.renew_identity(mark))
             raise _Over("the spool was older than what the federation has seen; it is renewed")
