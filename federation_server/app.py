@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
@@ -27,6 +28,7 @@ from federation_server.domain.command import IN_FLIGHT_STATES
 from federation_server.domain.neuron import Presence
 from federation_server.live.admission import Admission
 from federation_server.live.approvals import Approvals
+from federation_server.live.certificates import Certificates, CertificateUnusable
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.housekeeping import Housekeeping
@@ -55,6 +57,7 @@ from federation_server.rpc.registration import Registration
 from federation_server.rpc.server import Health, build_server
 from federation_server.rpc.session import SessionServicer
 from federation_server.rpc.stream import StreamParts
+from federation_server.rpc.tls import server_credentials
 from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import partitions, schema_version
@@ -75,16 +78,42 @@ class StartError(RuntimeError):
     """The server cannot start; the message says why and what to do."""
 
 
+def certificates_of(settings: Settings, metrics: Metrics) -> Certificates | None:
+    """What the gRPC port speaks TLS with; None for plaintext, which is for this machine alone.
+
+    Raises:
+        StartError: the certificate cannot be used, or plaintext would be served beyond loopback.
+    """
+    if settings.tls is not None:
+        try:
+            return Certificates(settings.tls, metrics)
+        except CertificateUnusable as error:
+            raise StartError(str(error)) from None
+    if settings.loopback or settings.insecure:
+        return None
+    raise StartError(
+        f"FEDERATION_HOST={settings.host} would serve plaintext beyond this machine:"
+        " set FEDERATION_TLS_CERT_FILE and FEDERATION_TLS_KEY_FILE"
+        " (`federation tls init` makes both), use 127.0.0.1,"
+        " or say --insecure where something in front speaks TLS"
+    )
+
+
 class App:
     """One server process."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
-        """Builds everything and starts nothing."""
+        """Builds everything and starts nothing.
+
+        Raises:
+            StartError: the gRPC port cannot be served as the settings say.
+        """
         self.settings = settings
         self.database = database
         self.server_id = uuid.uuid4().hex
         self.sessions = Sessions()
         self.metrics = Metrics()
+        self.certificates = certificates_of(settings, self.metrics)
         self.admission = Admission(
             self.metrics, rate=settings.admission_rate, burst=settings.admission_burst
         )
@@ -198,26 +227,17 @@ class App:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(work(), name=work.__qualname__)
-                    for work in (
-                        self.writer.run,
-                        self.opener.run,
-                        self.dispatcher.run,
-                        self.issuer.run,
-                        self.watchers.run,
-                        self.notifier.run,
-                        self.doubt.run,
-                        self.sweeper.run,
-                        self.rollup.run,
-                        self.housekeeping.run,
-                        rotation.run,
-                        self.approvals.run,
-                        self.pacing.run,
-                        self.lease.run,
-                    )
+                    for work in (*self._works(), rotation.run)
                 ]
                 await server.start()
                 self._server = server
-                log.info("serving", action="server_started", port=port, server_id=self.server_id)
+                log.info(
+                    "serving",
+                    action="server_started",
+                    port=port,
+                    server_id=self.server_id,
+                    tls=self.certificates is not None,
+                )
                 try:
                     yield port
                 finally:
@@ -230,6 +250,25 @@ class App:
             metrics_server.server_close()
             await self.database.close()
             log.info("stopped", action="server_stopped")
+
+    def _works(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs as long as the server serves."""
+        works = [
+            self.writer.run,
+            self.opener.run,
+            self.dispatcher.run,
+            self.issuer.run,
+            self.watchers.run,
+            self.notifier.run,
+            self.doubt.run,
+            self.sweeper.run,
+            self.rollup.run,
+            self.housekeeping.run,
+            self.approvals.run,
+            self.pacing.run,
+            self.lease.run,
+        ]
+        return works if self.certificates is None else [*works, self.certificates.run]
 
     def _serve_metrics(self) -> WSGIServer:
         host, port = self.settings.metrics_host, self.settings.metrics_port
@@ -287,20 +326,17 @@ class App:
         )
 
     def _bind(self, server: grpc.aio.Server) -> int:
-        host = self.settings.host
-        loopback = host in {"127.0.0.1", "localhost", "::1", "[::1]"}
-        if self.settings.enrollment == "open" and not (loopback or self.settings.open_to_anyone):
+        settings = self.settings
+        if settings.enrollment == "open" and not (settings.loopback or settings.open_to_anyone):
             raise StartError(
-                f"FEDERATION_ENROLLMENT=open on FEDERATION_HOST={host} would let anybody join who"
-                " reaches it: use approve, or say FEDERATION_OPEN_TO_ANYONE=true"
-            )
-        if not self.settings.insecure and not loopback:
-            raise StartError(
-                f"FEDERATION_HOST={host} would serve plaintext beyond this machine:"
-                " put TLS in front and say --insecure, or use 127.0.0.1"
+                f"FEDERATION_ENROLLMENT=open on FEDERATION_HOST={settings.host} would let anybody"
+                " join who reaches it: use approve, or say FEDERATION_OPEN_TO_ANYONE=true"
             )
         try:
-            return server.add_insecure_port(self.settings.address)
+            if self.certificates is None:
+                return server.add_insecure_port(self.settings.address)
+            credentials = server_credentials(self.certificates)
+            return server.add_secure_port(self.settings.address, credentials)
         except RuntimeError:
             raise StartError(
                 f"{self.settings.address} is taken or cannot be bound:"

@@ -278,9 +278,9 @@ def test_a_neuron_whose_turn_has_not_come_keeps_its_connection(
 ) -> None:
     opened: list[object] = []
 
-    def counting(target: str) -> object:
+    def counting(target: str, credentials: Any) -> object:
         opened.append(target)
-        return open_channel(target)
+        return open_channel(target, credentials)
 
     monkeypatch.setattr("neuron_sdk.session.open_channel", counting)
     federation.refuse_connect = ("SERVER_BUSY", 0.05)
