@@ -29,6 +29,7 @@ from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.housekeeping import Housekeeping
 from federation_server.live.issuer import Issuer
+from federation_server.live.key_uses import KeyUses
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
@@ -129,6 +130,7 @@ class App:
             lost_after=settings.command_lost_after,
         )
         self.rollup = Rollup(database, self.metrics)
+        self.key_uses = KeyUses(database)
         self.housekeeping = Housekeeping(database, settings.retention)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
@@ -179,7 +181,8 @@ class App:
         """
         await self._check_schema()
         await self.health.start()
-        server = await self._build_server()
+        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+        server = self._build_server(tokens)
         port = self._bind(server)
         metrics_server = self._serve_metrics()
         self.doubt.start()
@@ -200,6 +203,8 @@ class App:
                         self.rollup.run,
                         self.housekeeping.run,
                         self.pacing.run,
+                        self.key_uses.run,
+                        tokens.run,
                         self.lease.run,
                     )
                 ]
@@ -235,8 +240,7 @@ class App:
         async with await self.database.connect("start") as connection:
             await partitions.ensure_ahead(connection)
 
-    async def _build_server(self) -> grpc.aio.Server:
-        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+    def _build_server(self, tokens: Tokens) -> grpc.aio.Server:
         parts = StreamParts(
             database=self.database,
             writer=self.writer,
@@ -252,7 +256,10 @@ class App:
             changed=self._commands_changed,
         )
         return build_server(
-            [ErrorMapping(), Authentication(self.database, tokens, self.admission)],
+            [
+                ErrorMapping(),
+                Authentication(self.database, tokens, self.admission, self.key_uses),
+            ],
             self.health,
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),
@@ -268,7 +275,7 @@ class App:
                 )
             ),
             analytics=AnalyticsServicer(self.database, self.settings.retention),
-            access=AccessServicer(self.database),
+            access=AccessServicer(self.database, tokens),
         )
 
     def _bind(self, server: grpc.aio.Server) -> int:
