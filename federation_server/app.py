@@ -33,6 +33,7 @@ from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.housekeeping import Housekeeping
 from federation_server.live.issuer import Issuer
+from federation_server.live.key_uses import KeyUses
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
@@ -166,6 +167,7 @@ class App:
         self.housekeeping = Housekeeping(
             database, settings.retention, pending=settings.pending_retention
         )
+        self.key_uses = KeyUses(database)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
@@ -227,7 +229,7 @@ class App:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(work(), name=work.__qualname__)
-                    for work in (*self._works(), rotation.run)
+                    for work in (*self._works(), rotation.run, tokens.run)
                 ]
                 await server.start()
                 self._server = server
@@ -266,6 +268,7 @@ class App:
             self.housekeeping.run,
             self.approvals.run,
             self.pacing.run,
+            self.key_uses.run,
             self.lease.run,
         ]
         return works if self.certificates is None else [*works, self.certificates.run]
@@ -304,7 +307,10 @@ class App:
         )
         ending = SessionEnding(self.sessions, self.server_id)
         return build_server(
-            [ErrorMapping(), Authentication(self.database, tokens, self.admission)],
+            [
+                ErrorMapping(),
+                Authentication(self.database, tokens, self.admission, self.key_uses),
+            ],
             self.health,
             session=SessionServicer(
                 Registration(self.database, tokens, EnrollmentMode(self.settings.enrollment)), parts
@@ -322,7 +328,7 @@ class App:
                 )
             ),
             analytics=AnalyticsServicer(self.database, self.settings.retention),
-            access=AccessServicer(self.database, ending),
+            access=AccessServicer(self.database, ending, tokens),
         )
 
     def _bind(self, server: grpc.aio.Server) -> int:

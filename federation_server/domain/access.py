@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
@@ -129,6 +129,36 @@ class EnrollmentToken:
         if any(labels.get(key) != value for key, value in self.labels.items()):
             return "pinned to other labels"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key without its secret; see the contract's message of that name."""
+
+    name: str
+    role: Role
+    description: str
+    creator: str
+    create_time: datetime
+    expire_time: datetime | None
+    revoke_time: datetime | None
+    last_use_time: datetime | None
+    old_secret_expire_time: datetime | None
+
+    def works(self, now: datetime) -> bool:
+        """It is neither revoked nor expired."""
+        return self.revoke_time is None and (self.expire_time is None or now < self.expire_time)
+
+
+def is_last_resort(name: str, keys: Iterable[ApiKey], now: datetime) -> bool:
+    """Whether that key is the only one with which the federation can be administered for good.
+
+    That is the only ADMIN key that works and never expires; where none is of that kind, the only
+    ADMIN key that works.
+    """
+    working = [key for key in keys if key.role is Role.ADMIN and key.works(now)]
+    lasting = [key for key in working if key.expire_time is None]
+    return [key.name for key in lasting or working] == [name]
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -5,6 +5,8 @@ an API key, `x-admin-key: …` an API key. A handler learns by `current_neuron` 
 whom it serves: grpc.aio runs interceptors and handler of a call in one task, so a context variable
 reaches from here to there. `methods.METHODS` says for whom each RPC is.
 
+A stream that an admin has opened ends soon after its key does (`key_watch.py`).
+
 Register and Connect also need the server to take them on (`live/admission.py`). Who is told to
 come later has cost no question to the database, and who shows no good token takes nobody's turn.
 """
@@ -31,8 +33,10 @@ from federation_server.domain.access import (
 )
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.admission import Admission, Entry
+from federation_server.live.key_uses import KeyUses
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import refusal, refusing
+from federation_server.rpc.key_watch import KeyWatch
 from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
 from federation_server.rpc.tokens import Tokens
 from federation_server.store.access import FoundKey, find_api_key
@@ -56,6 +60,8 @@ LOOKUP_TIMEOUT_S = 3.0
 """How long the database may take to say who calls."""
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
+_api_key: ContextVar[str] = ContextVar("api_key")
+"""The secret that an admin has shown."""
 
 
 def current_admin() -> Admin:
@@ -108,14 +114,20 @@ class Authentication(grpc.aio.ServerInterceptor):
         database: Database,
         tokens: Tokens,
         admission: Admission,
+        key_uses: KeyUses,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Asks `database` who a credential is; `clock` is in seconds."""
+        """Asks `database` who a credential is, and notes the use of API keys; `clock` is in
+        seconds.
+        """
         self._database = database
         self._admission = admission
         self._tokens = tokens
+        self._clock = clock
         self._keys = _KeyCache(clock)
+        self._key_uses = key_uses
+        self._key_watch = KeyWatch(self._still_good)
         self._lookups: set[asyncio.Task[Any]] = set()
         self._asking: dict[bytes, asyncio.Task[FoundKey | None]] = {}
 
@@ -132,10 +144,13 @@ class Authentication(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         try:
-            _principal.set(await self._admit(method, handler_call_details.invocation_metadata))
+            principal = await self._admit(method, handler_call_details.invocation_metadata)
+            _principal.set(principal)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
             heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
             return refusing(refusal(error, method), heard_s=heard_s)
+        if isinstance(principal, Admin) and handler.response_streaming:
+            return self._key_watch.over(handler, method)
         return handler
 
     async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
@@ -153,7 +168,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         if not (credential and credential.isascii()):
             raise errors.credential_invalid()
         if _is_jwt(credential):
-            identity = self._tokens.verify(credential)
+            identity = await self._tokens.identify(credential)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
             if method == CONNECT:
@@ -161,9 +176,10 @@ class Authentication(grpc.aio.ServerInterceptor):
             else:
                 await self._check_standing(identity, method)
             return identity
-        admin = await self._find_admin(credential)
+        admin = (await self._find_key(credential)).admin
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
+        _api_key.set(credential)
         return admin
 
     def _take_on(self, entry: Entry) -> None:
@@ -192,29 +208,44 @@ class Authentication(grpc.aio.ServerInterceptor):
         if standing.lifecycle is Lifecycle.PENDING and method != DEREGISTER:
             raise errors.neuron_pending(neuron_id)
 
-    async def _find_admin(self, secret: str) -> Admin:
+    async def _still_good(self) -> float:
+        """For how many seconds more the key that this call has shown is taken for good.
+
+        Raises:
+            errors.Refused: it is good no more.
+        """
+        secret = _api_key.get()
+        await self._find_key(secret)
+        return self._keys.until(secret) - self._clock()
+
+    async def _find_key(self, secret: str) -> FoundKey:
         found = self._keys.get(secret)
         if found is None:
             found = await self._look_up(secret)
             if found is None:
                 raise errors.credential_invalid()
-            self._keys.put(secret, found)
         if found.expired:
             raise errors.credential_expired()
-        return found.admin
+        self._key_uses.note(found.admin.name)
+        return found
 
     async def _look_up(self, secret: str) -> FoundKey | None:
         """The key in the store. Calls that come at the same time with the same one ask once."""
         digest = secret_hash(secret)
         asking = self._asking.get(digest)
         if asking is None:
-            asking = asyncio.create_task(
-                self._ask(lambda connection: find_api_key(connection, secret)), name="API key"
-            )
+            asking = asyncio.create_task(self._learn(secret), name="API key")
             self._asking[digest] = asking
             asking.add_done_callback(lambda _: self._asking.pop(digest))
             asking.add_done_callback(_fetched)
         return await asyncio.shield(asking)
+
+    async def _learn(self, secret: str) -> FoundKey | None:
+        until = self._clock() + API_KEY_CACHE_S  # what is asked now may change before it is heard
+        found = await self._ask(lambda connection: find_api_key(connection, secret))
+        if found is not None:
+            self._keys.put(secret, found, until)
+        return found
 
     async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """The database's answer, or UNAVAILABLE in time.
@@ -257,10 +288,14 @@ class _KeyCache:
         until, found = self._found.get(secret_hash(secret), (0.0, None))
         return found if self._clock() < until else None
 
-    def put(self, secret: str, found: FoundKey) -> None:
+    def until(self, secret: str) -> float:
+        """Until when it is kept; a time that is past if it is not."""
+        return self._found.get(secret_hash(secret), (0.0, None))[0]
+
+    def put(self, secret: str, found: FoundKey, until: float) -> None:
         # The newest goes to the end, so that the first is the oldest.
         digest = secret_hash(secret)
         self._found.pop(digest, None)
         if len(self._found) >= API_KEY_CACHE_SIZE:
             del self._found[next(iter(self._found))]
-        self._found[digest] = (self._clock() + API_KEY_CACHE_S, found)
+        self._found[digest] = (until, found)

@@ -67,6 +67,9 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_SERVER_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorReason.ERROR_REASON_NEURON_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_NEURON_NOT_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_API_KEY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorReason.ERROR_REASON_LAST_ADMIN_KEY: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_API_KEY_NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
 }
 
 
@@ -401,6 +404,36 @@ def enrollment_token_not_found(enrollment_token_id: str) -> Refused:
         f"there is no enrollment token {_cut(enrollment_token_id)}: list them to see which there"
         " are",
         metadata={"enrollment_token_id": enrollment_token_id},
+    )
+
+
+def api_key_not_found(name: str, *, revoked: bool = False) -> Refused:
+    """No API key has that name, or only one that was revoked."""
+    words = f"the API key {_cut(name)} was revoked" if revoked else f"no API key is {_cut(name)}"
+    return Refused(
+        ErrorReason.ERROR_REASON_API_KEY_NOT_FOUND,
+        f"{words}: list them to see which there are",
+        metadata={"name": name},
+    )
+
+
+def last_admin_key(name: str) -> Refused:
+    """Without that API key nobody could administer the federation any more."""
+    return Refused(
+        ErrorReason.ERROR_REASON_LAST_ADMIN_KEY,
+        f"the API key {_cut(name)} is the last ADMIN key that stays: create another one first,"
+        " of role ADMIN and without a ttl",
+        metadata={"name": name},
+        precondition=name,
+    )
+
+
+def api_key_name_taken(name: str) -> Refused:
+    """An API key has that name, or had it."""
+    return Refused(
+        ErrorReason.ERROR_REASON_API_KEY_NAME_TAKEN,
+        f"an API key is or was named {_cut(name)}: choose another name, or rotate that key",
+        metadata={"name": name},
     )
 
 

@@ -55,6 +55,13 @@ METHODS: Mapping[str, Caller] = {
     "/federation.v1.AccessService/ApproveNeuron": Caller.ADMIN,
     "/federation.v1.AccessService/RejectNeuron": Caller.ADMIN,
     "/federation.v1.AccessService/RevokeNeuronTokens": Caller.ADMIN,
+    "/federation.v1.AccessService/CreateApiKey": Caller.ADMIN,
+    "/federation.v1.AccessService/ListApiKeys": Caller.ADMIN,
+    "/federation.v1.AccessService/RotateApiKey": Caller.ADMIN,
+    "/federation.v1.AccessService/ExpireApiKey": Caller.ADMIN,
+    "/federation.v1.AccessService/RevokeApiKey": Caller.ADMIN,
+    "/federation.v1.AccessService/ListSigningKeys": Caller.ADMIN,
+    "/federation.v1.AccessService/RotateSigningKey": Caller.ADMIN,
     # about the server
     "/grpc.health.v1.Health/Check": Caller.ANYONE,
     "/grpc.health.v1.Health/List": Caller.ANYONE,

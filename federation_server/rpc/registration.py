@@ -78,7 +78,7 @@ class Registration:
             errors.Refused: as the contract says.
         """
         description = description_from_proto(request.description)
-        own = self._own_identity(description.neuron_id, metadata)
+        own = await self._own_identity(description.neuron_id, metadata)
         if isinstance(own, NeuronIdentity):
             response = await self._renewed(description, own)
             if response is not None:
@@ -147,7 +147,7 @@ class Registration:
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 
-    def _own_identity(
+    async def _own_identity(
         self, neuron_id: str, metadata: auth.Metadata | None
     ) -> NeuronIdentity | errors.Refused:
         """Whom the call's neuron token names, or why it does not count."""
@@ -155,7 +155,7 @@ class Registration:
         if token is None:
             return errors.credential_missing()
         try:
-            identity = self._tokens.verify(token, to_renew=True)
+            identity = await self._tokens.identify(token, to_renew=True)
         except errors.Refused as refused:
             return refused
         return identity if identity.neuron_id == neuron_id else errors.not_this_neuron(neuron_id)

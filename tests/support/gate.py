@@ -22,6 +22,7 @@ from sqlalchemy import update
 import federation.v1
 from federation_server.domain.access import Role, TokenLifetime
 from federation_server.live.admission import Admission
+from federation_server.live.key_uses import KeyUses
 from federation_server.live.metrics import Metrics
 from federation_server.rpc import auth
 from federation_server.rpc.auth import Authentication
@@ -180,7 +181,10 @@ async def gate_of(database: Database) -> AsyncIterator[Gate]:
     clock = Clock()
     admission = Admission(Metrics(), rate=1000.0, burst=1000)
     server = grpc.aio.server(
-        interceptors=[ErrorMapping(), Authentication(database, tokens, admission, clock=clock)]
+        interceptors=[
+            ErrorMapping(),
+            Authentication(database, tokens, admission, KeyUses(database), clock=clock),
+        ]
     )
     server.add_generic_rpc_handlers((Handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
