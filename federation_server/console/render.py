@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from federation_server.console.wording import clean, clean_lines, escape_json
+from federation_server.console.wording import clean, clean_lines
+from federation_server.domain.text import escape_json
 
 LARGEST_WHOLE = 2**53
 """Beyond this a double does not hold every whole number."""

@@ -39,6 +39,7 @@ def upgrade(url: str) -> None:
     engine = create_engine(
         parse_url(url),
         poolclass=NullPool,
+        hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "federation-migrate",
