@@ -46,6 +46,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("DATABASE_URL", "database_url"),
         description="The PostgreSQL to use; unset: the embedded one.",
     )
+    migration_url: SecretStr | None = Field(
+        default=None,
+        description="The same PostgreSQL as another role, which `federation migrate` uses and which"
+        " may act as DATABASE_URL's; unset: that role itself.",
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir,
         description="Where the embedded PostgreSQL and the admin key lie.",
