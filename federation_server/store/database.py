@@ -112,6 +112,12 @@ class Database:
             DatabaseUrlError: `url` is no URL of PostgreSQL.
         """
         self.url = parse_url(url)
+        try:
+            self.conninfo  # noqa: B018 - libpq looks at the options
+        except psycopg.ProgrammingError:  # whose text may quote a part of a password
+            raise DatabaseUrlError(
+                "DATABASE_URL has an option behind its ? that PostgreSQL does not know"
+            ) from None
         self.engine: AsyncEngine = create_async_engine(
             self.url,
             pool_size=pool_size,

@@ -85,7 +85,7 @@ def _spoil(draw: st.DrawFn, message: Message, known: Known) -> None:
     fields: list[FieldDescriptor] = [*message.DESCRIPTOR.fields]
     field = draw(st.sampled_from(fields))
     kind = field.message_type
-    if kind is not None and kind.file.package == "federation.v1" and not _is_map(field):
+    if kind is not None and kind.file.package != "google.protobuf" and not _is_map(field):
         held = getattr(message, field.name)
         if field.is_repeated:
             if len(held) == 0 or draw(st.booleans()):

@@ -23,7 +23,6 @@ from google.protobuf.message_factory import GetMessageClass
 from federation.v1.command_pb2 import COMMAND_STATE_SUCCEEDED
 from federation_server.domain.access import Caller
 from federation_server.rpc.methods import METHODS
-from federation_server.rpc.server import SERVICES
 from tests.support.federation import ADMIN_KEY
 
 STUCK_S = 20.0
@@ -108,9 +107,21 @@ PATHS = ("metadata", "labels", "alert_thresholds", "alert_thresholds.cpu_percent
 
 
 def methods() -> list[MethodDescriptor]:
-    """Every RPC of the federation."""
+    """Every RPC that the server serves, but what stands for others or is not there: reflection v1,
+    which is v1alpha on the wire, and Health.List.
+    """
     pool = descriptor_pool.Default()
-    return [method for service in SERVICES for method in pool.FindServiceByName(service).methods]
+    found = []
+    for path in METHODS:
+        service, name = path.lstrip("/").split("/")
+        if service != "grpc.reflection.v1.ServerReflection" and name != "List":
+            found.append(pool.FindServiceByName(service).methods_by_name[name])
+    return found
+
+
+def is_ours(method: MethodDescriptor) -> bool:
+    """The RPC is the federation's, not grpc's own."""
+    return method.containing_service.file.package == "federation.v1"
 
 
 class Target:
@@ -174,10 +185,9 @@ class Target:
                 setattr(request, field.name, self.known[field.name][0])
         return request
 
-    def stream_bases(self) -> list[Message]:
+    def stream_bases(self, connect: MethodDescriptor) -> list[Message]:
         """Messages of a neuron's stream that the server takes."""
-        method = next(each for each in methods() if each.client_streaming)
-        make = type(self.base(method))
+        make = type(self.base(connect))
         return [ParseDict(self._filled(each), make()) for each in STREAM_BASES]
 
     def unary(self, method: MethodDescriptor, data: bytes) -> None:
@@ -190,8 +200,12 @@ class Target:
         code = grpc.StatusCode.OK
         try:
             if method.server_streaming:
-                answers = self.channel.unary_stream(path)(
-                    data, metadata=self._credential(path), timeout=STUCK_S
+                streamed = method.client_streaming
+                kind = self.channel.stream_stream if streamed else self.channel.unary_stream
+                answers = kind(path)(
+                    iter([data]) if streamed else data,
+                    metadata=self._credential(path),
+                    timeout=STUCK_S,
                 )
                 next(answers, None)
                 answers.cancel()
