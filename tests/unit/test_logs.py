@@ -20,9 +20,9 @@ SECRETS = {
     "quoted password for libpq": r"host=db password='it\'s sw0rd-f1sh' dbname=federation",
     "HTTP header": "authorization: Bearer sw0rd-f1sh",
 }
-HOSTILE = (
-    "a\r\n2026-11-21T00:00:00Z [info] forged\x1b[2J\x1b]52;c;Zm9v\x07\x9b1m\u202e\u2028\x85\ud800"
-)
+HOSTILE = "a\r\n2026-11-21T00:00:00Z [info] forged\x1b[2J\x1b]52;c;Zm9v\x07\x9b1m\u202e\u2028\x85"
+HALF = "\ud800"
+"""Half a character, which no encoding has."""
 
 LOGS = """
 import json, logging, sys
@@ -69,14 +69,16 @@ def test_no_secret_that_a_field_an_error_or_a_library_quotes_is_logged(form: str
         assert part not in said
 
 
+@pytest.mark.parametrize("text", [HOSTILE, HOSTILE + HALF], ids=["whole", "with half a character"])
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_no_text_begins_a_line_of_its_own_or_acts_on_a_terminal(form: str) -> None:
-    said = logged(form, HOSTILE)
+def test_no_text_begins_a_line_of_its_own_or_acts_on_a_terminal(form: str, text: str) -> None:
+    said = logged(form, text)
     assert "forged" in said
     assert all(line.isprintable() for line in said.split("\n"))
     if form == "json":
         events = [json.loads(line)["event"] for line in said.splitlines()]
-        assert events == ["said", "failed", escape_line(HOSTILE), "ended"]
+        quoted = text if text is HOSTILE else escape_line(text)
+        assert events == ["said", "failed", quoted, "ended"]
     else:
         events = [line for line in said.splitlines() if line[:1].strip()]
         assert [each.split("]")[1].split()[0] for each in events][:2] == ["said", "failed"]
