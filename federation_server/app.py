@@ -34,6 +34,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
+from federation_server.live.refusals import Refusals
 from federation_server.live.rollup import Rollup
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
@@ -42,6 +43,7 @@ from federation_server.live.watchers import CommandWatchers
 from federation_server.live.writer import Writer
 from federation_server.rpc.access import AccessServicer
 from federation_server.rpc.analytics import AnalyticsServicer
+from federation_server.rpc.audit import Witness
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.command import CommandServicer
 from federation_server.rpc.command_batch import CommandParts
@@ -129,6 +131,7 @@ class App:
             lost_after=settings.command_lost_after,
         )
         self.rollup = Rollup(database, self.metrics)
+        self.refusals = Refusals(database)
         self.housekeeping = Housekeeping(database, settings.retention)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
@@ -199,6 +202,7 @@ class App:
                         self.sweeper.run,
                         self.rollup.run,
                         self.housekeeping.run,
+                        self.refusals.run,
                         self.pacing.run,
                         self.lease.run,
                     )
@@ -251,8 +255,12 @@ class App:
             server_version=__version__,
             changed=self._commands_changed,
         )
+        witness = Witness(self.refusals, self.server_id)
         return build_server(
-            [ErrorMapping(), Authentication(self.database, tokens, self.admission)],
+            [
+                ErrorMapping(witness),
+                Authentication(self.database, tokens, self.admission, witness=witness),
+            ],
             self.health,
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),
@@ -304,6 +312,7 @@ class App:
         self.sessions.send_home(self.settings.drain_timeout / 2)
         self.watchers.close()
         await stop
+        await self.refusals.finish()
         left_s = max(LAST_FLUSH_S, deadline - loop.time())
         if not await self.writer.stop(within=timedelta(seconds=left_s)):
             self.database.abandon()

@@ -1,9 +1,10 @@
-"""AccessService: the enrollment tokens."""
+"""AccessService: the enrollment tokens, and the audit log."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -11,16 +12,18 @@ import structlog
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import access_service_pb2_grpc as pb_grpc
 from federation_server.domain.access import EnrollmentToken
-from federation_server.rpc import auth, errors, limits
+from federation_server.domain.violation import Violation
+from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.convert import optional_span, to_timestamp
+from federation_server.store import audit as audit_log
 from federation_server.store import enrollment
-from federation_server.store.database import Database
+from federation_server.store.database import Database, current_time
 
 log = structlog.get_logger(__name__)
 
 
 class AccessServicer(pb_grpc.AccessServiceServicer):
-    """Makes, lists and revokes enrollment tokens."""
+    """Makes, lists and revokes enrollment tokens; shows the audit log."""
 
     def __init__(self, database: Database) -> None:
         """Serves from `database`."""
@@ -50,6 +53,15 @@ class AccessServicer(pb_grpc.AccessServiceServicer):
         )
         async with self._database.begin() as connection:
             created = await enrollment.create(connection, new)
+            if created.secret:
+                await audit.record(
+                    connection,
+                    "enrollment_token",
+                    created.token.enrollment_token_id,
+                    None,
+                    _audited(created.token),
+                    request_id=request.request_id,
+                )
         if created.request_hash != new.request_hash:
             raise errors.request_id_reused(request.request_id)
         if created.secret:
@@ -95,6 +107,14 @@ class AccessServicer(pb_grpc.AccessServiceServicer):
         if _is_id(request.enrollment_token_id):
             async with self._database.begin() as connection:
                 token = await enrollment.revoke(connection, request.enrollment_token_id)
+                if token is not None and token.revoke_time == await current_time(connection):
+                    await audit.record(
+                        connection,
+                        "enrollment_token",
+                        token.enrollment_token_id,
+                        {"revoke_time": None},
+                        {"revoke_time": token.revoke_time},
+                    )
         if token is None:
             raise errors.enrollment_token_not_found(request.enrollment_token_id)
         log.info(
@@ -105,6 +125,30 @@ class AccessServicer(pb_grpc.AccessServiceServicer):
         )
         return pb.RevokeEnrollmentTokenResponse(enrollment_token=_to_message(token))
 
+    async def ListAuditEntries(
+        self,
+        request: pb.ListAuditEntriesRequest,
+        context: grpc.aio.ServicerContext[pb.ListAuditEntriesRequest, pb.ListAuditEntriesResponse],
+    ) -> pb.ListAuditEntriesResponse:
+        """See the contract."""
+        limits.check(request)
+        order_by = " ".join(request.order_by.split())
+        if order_by and order_by not in audit_log.ORDERS:
+            words = f"must be one of {', '.join(audit_log.ORDERS)}"
+            raise errors.invalid_fields([Violation("order_by", words)])
+        async with self._database.begin() as connection:
+            entries, next_page_token = await audit_log.list_entries(
+                connection,
+                filter_text=request.filter,
+                order_by=order_by,
+                page_size=request.page_size,
+                page_token=request.page_token,
+            )
+        return pb.ListAuditEntriesResponse(
+            entries=[audit.to_message(stored) for stored in entries],
+            next_page_token=next_page_token,
+        )
+
 
 def _is_id(text: str) -> bool:
     """Whether it has the form of an id; one that has not is nobody's."""
@@ -112,6 +156,19 @@ def _is_id(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def _audited(token: EnrollmentToken) -> dict[str, Any]:
+    """What the audit log says of a new token."""
+    return {
+        "description": token.description,
+        "expire_time": token.expire_time,
+        "max_uses": token.max_uses,
+        "neuron_type": token.neuron_type,
+        "neuron_id_pattern": token.neuron_id_pattern,
+        "labels": dict(token.labels),
+        "allow_reenrollment": token.allow_reenrollment,
+    }
 
 
 def _to_message(token: EnrollmentToken) -> pb.EnrollmentToken:

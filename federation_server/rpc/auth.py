@@ -32,7 +32,7 @@ from federation_server.domain.access import (
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.admission import Admission, Entry
 from federation_server.rpc import errors
-from federation_server.rpc.error_mapping import refusal, refusing
+from federation_server.rpc.error_mapping import Nobody, Witness, refusal, refusing
 from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
 from federation_server.rpc.tokens import Tokens
 from federation_server.store.access import FoundKey, find_api_key
@@ -76,6 +76,11 @@ def current_neuron() -> NeuronIdentity:
             raise RuntimeError("this RPC is not one for neurons")
 
 
+def current_principal() -> Principal | None:
+    """Whom the call's credential names, also if the call is refused; None: nobody."""
+    return _principal.get()
+
+
 def neuron_token(metadata: Metadata | None) -> str | None:
     """The neuron token that a call carries, good or not; None if it carries none."""
     credential = _credential(metadata)
@@ -109,10 +114,14 @@ class Authentication(grpc.aio.ServerInterceptor):
         tokens: Tokens,
         admission: Admission,
         *,
+        witness: Witness | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Asks `database` who a credential is; `clock` is in seconds."""
+        """Asks `database` who a credential is; the witness is told who was refused; `clock` is in
+        seconds.
+        """
         self._database = database
+        self._witness = witness or Nobody()
         self._admission = admission
         self._tokens = tokens
         self._keys = _KeyCache(clock)
@@ -132,18 +141,25 @@ class Authentication(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         try:
-            _principal.set(await self._admit(method, handler_call_details.invocation_metadata))
+            await self._admit(method, handler_call_details.invocation_metadata)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
+            refused = refusal(error, method)
+
+            def told(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+                self._witness.refused(method, context, refused)
+
             heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
-            return refusing(refusal(error, method), heard_s=heard_s)
+            return refusing(refused, heard_s=heard_s, told=told)
         return handler
 
-    async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
+    async def _admit(self, method: str, metadata: Metadata | None) -> None:
+        """Returns if the call may be made, and names the principal in any case."""
+        _principal.set(None)
         caller = METHODS.get(method)
         if caller is Caller.ANYONE:
             if method == REGISTER:
                 self._take_on(Entry.REGISTER)
-            return None
+            return
         if caller is None:
             log.error("RPC without a role", action="rpc_unlisted", method=method)
             raise errors.role_too_low("nobody")
@@ -154,17 +170,17 @@ class Authentication(grpc.aio.ServerInterceptor):
             raise errors.credential_invalid()
         if _is_jwt(credential):
             identity = self._tokens.verify(credential)
+            _principal.set(identity)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
             if method == CONNECT:
                 self._take_on(Entry.CONNECT)  # opening the session asks for its standing
             else:
                 await self._check_standing(identity, method)
-            return identity
+            return
         admin = await self._find_admin(credential)
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
-        return admin
 
     def _take_on(self, entry: Entry) -> None:
         if wait_s := self._admission.admit(entry):
@@ -190,6 +206,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             if found is None:
                 raise errors.credential_invalid()
             self._keys.put(secret, found)
+        _principal.set(found.admin)
         if found.expired:
             raise errors.credential_expired()
         return found.admin

@@ -13,7 +13,7 @@ from federation_server.domain.neuron import NeuronDescription, Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.notifier import hint_end
 from federation_server.live.session import SessionEnd, Sessions
-from federation_server.rpc import auth, errors, limits
+from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.convert import optional_time
 from federation_server.rpc.convert_heartbeat import heartbeat_to_proto, stored_heartbeat_to_proto
 from federation_server.rpc.convert_neuron import (
@@ -85,7 +85,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         description = _masked(request, setting)
         async with self._database.begin() as connection:
             await _lock(connection, request.neuron_id)
+            before = await fleet.described(connection, request.neuron_id)
             await fleet.override(connection, description, setting=setting, releasing=releasing)
+            after = await fleet.described(connection, request.neuron_id)
+            await audit.record(connection, "neuron", request.neuron_id, before, after)
             neuron = await _shown(connection, request.neuron_id)
         log.info(
             "neuron updated",
@@ -107,7 +110,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         neuron_id = request.neuron_id
         async with self._database.begin() as connection:
             standing = await _lock(connection, neuron_id)
+            before = await fleet.described(connection, neuron_id)
             ended = await fleet.deactivate(connection, neuron_id, standing, request.reason)
+            after = await fleet.described(connection, neuron_id)
+            await audit.record(connection, "neuron", neuron_id, before, after)
             await self._tell_elsewhere(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
             neuron = await _shown(connection, neuron_id)
         self._end_here(neuron_id, ended, SessionEnd.DEACTIVATED)
@@ -129,7 +135,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         limits.check(request)
         async with self._database.begin() as connection:
             standing = await _lock(connection, request.neuron_id)
+            before = await fleet.described(connection, request.neuron_id)
             await fleet.activate(connection, request.neuron_id, standing, request.reason)
+            after = await fleet.described(connection, request.neuron_id)
+            await audit.record(connection, "neuron", request.neuron_id, before, after)
             neuron = await _shown(connection, request.neuron_id)
         log.info(
             "neuron activated",
@@ -153,6 +162,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
             presence = await fleet.presence(connection, neuron_id)
             if presence is not Presence.OFFLINE and not request.force:
                 raise errors.neuron_not_offline(neuron_id)
+            before = await fleet.described(connection, neuron_id)
+            await audit.record(connection, "neuron", neuron_id, before, None)
             ended = await fleet.forget(connection, neuron_id)
             await self._tell_elsewhere(connection, neuron_id, ended, SessionEnd.REVOKED)
         self._end_here(neuron_id, ended, SessionEnd.REVOKED)

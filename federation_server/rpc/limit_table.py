@@ -519,6 +519,14 @@ _ACCESS: Mapping[type[Message], Fields] = {
         {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
     ),
     access_service_pb2.RevokeEnrollmentTokenRequest: Fields({"enrollment_token_id": REQUIRED_ID}),
+    access_service_pb2.ListAuditEntriesRequest: Fields(
+        {
+            "page_size": PAGE_SIZE,
+            "page_token": PAGE_TOKEN,
+            "filter": FILTER,
+            "order_by": ORDER,
+        }
+    ),
 }
 
 LIMITS: Mapping[type[Message], Fields] = {

@@ -52,6 +52,7 @@ METHODS: Mapping[str, Caller] = {
     "/federation.v1.AccessService/CreateEnrollmentToken": Caller.ADMIN,
     "/federation.v1.AccessService/ListEnrollmentTokens": Caller.ADMIN,
     "/federation.v1.AccessService/RevokeEnrollmentToken": Caller.ADMIN,
+    "/federation.v1.AccessService/ListAuditEntries": Caller.ADMIN,
     # about the server
     "/grpc.health.v1.Health/Check": Caller.ANYONE,
     "/grpc.health.v1.Health/List": Caller.ANYONE,

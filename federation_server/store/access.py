@@ -86,6 +86,7 @@ async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | N
     row = (
         await connection.execute(
             select(
+                api_keys.c.api_key_id,
                 api_keys.c.name,
                 api_keys.c.role,
                 api_keys.c.secret_hash,
@@ -96,7 +97,7 @@ async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | N
     ).one_or_none()
     if row is None or not hmac.compare_digest(row.secret_hash, wanted):
         return None
-    return FoundKey(Admin(row.name, row.role), row.expire_time, row.expired)
+    return FoundKey(Admin(row.name, row.role, row.api_key_id), row.expire_time, row.expired)
 
 
 async def seed_admin_key(connection: AsyncConnection, configured: str | None) -> SeededKey:
