@@ -22,6 +22,7 @@ NOUNS = {
     "metrics": ("metrics", "What neurons measured, over time."),
     "events": ("events", "What neurons noted, newest first."),
     "token": ("tokens", "Enrollment tokens: create, list, revoke."),
+    "audit": ("audit", "Who did what, and who tried to: list, export."),
 }
 """Each noun: its module here, and its line in the root's help."""
 

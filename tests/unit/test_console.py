@@ -59,6 +59,8 @@ LEAVES = [
     "token create",
     "token list",
     "token revoke",
+    "audit list",
+    "audit export",
 ]
 
 
@@ -84,7 +86,16 @@ def test_the_roots_help_names_every_noun_and_loads_none() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for noun in ("overview", "neurons", "command", "batches", "metrics", "events", "token"):
+    for noun in (
+        "overview",
+        "neurons",
+        "command",
+        "batches",
+        "metrics",
+        "events",
+        "token",
+        "audit",
+    ):
         assert re.search(rf"\b{noun}\b", done.stdout)
 
 
