@@ -53,7 +53,7 @@ class Refusals:
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Writes nothing before `run`; `clock` is in seconds."""
-        self._connection = OwnConnection(database, "audit")
+        self._connection = OwnConnection(database, "audit", shared=True)
         self._clock = clock
         self._groups: dict[_Kind, _Group] = {}
         self._writing = asyncio.Lock()

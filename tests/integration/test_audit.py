@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import date
 from typing import Any, TypeAlias
 
 import grpc
@@ -226,6 +227,35 @@ async def test_each_mutation_has_an_entry_when_it_succeeds_and_when_it_is_refuse
     assert entry.reason == wanted
 
 
+async def test_what_cannot_be_entered_is_not_done(federation: Federation) -> None:
+    token = await federation.register("n1")
+    secret = await federation.enrollment_token()
+    newcomer = session_service_pb2.RegisterRequest(
+        description=neuron_pb2.NeuronDescription(neuron_id="n2", type="worker"),
+        enrollment_token=secret,
+    )
+    async with await federation.app.database.connect("test") as connection:
+        await connection.execute(
+            b"ALTER TABLE audit_entries ADD CONSTRAINT full_disk CHECK (false) NOT VALID"
+        )
+        calls = (
+            deactivate(federation, token),
+            issue(federation),
+            issue_batch(federation),
+            federation.session.Register(newcomer),
+        )
+        assert [await refused(call) for call in calls] == ["INTERNAL"] * len(calls)
+        counts = []
+        for table in (b"commands", b"command_batches", b"neurons"):
+            cursor = await connection.execute(b"SELECT count(*) FROM " + table)
+            counts += await cursor.fetchall()
+        assert counts == [(0,), (0,), (1,)]
+        cursor = await connection.execute(b"SELECT lifecycle::text FROM neurons")
+        assert await cursor.fetchall() == [("ACTIVE",)]
+        await connection.execute(b"ALTER TABLE audit_entries DROP CONSTRAINT full_disk")
+    await issue(federation)
+
+
 # What an entry says
 
 
@@ -441,6 +471,16 @@ async def test_no_entry_can_be_changed_or_removed(
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
             await connection.execute(statement.format(table).encode())
     assert len(await entries(federation)) == 1
+
+
+async def test_a_month_beyond_the_retention_goes_as_a_whole(federation: Federation) -> None:
+    async with await federation.app.database.connect("test") as connection:
+        old = date(2020, 1, 1)
+        await partitions.ensure(connection, ["audit_entries"], [old])
+        dropped, _ = await partitions.drop_before(connection, "audit_entries", date(2020, 1, 31))
+        assert dropped == []
+        dropped, _ = await partitions.drop_before(connection, "audit_entries", date(2020, 2, 1))
+        assert dropped == ["audit_entries_20200101"]
 
 
 async def test_pages_hold_each_entry_once_in_both_orders(federation: Federation) -> None:

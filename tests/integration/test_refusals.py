@@ -72,6 +72,25 @@ async def test_those_that_are_alike_make_one_entry_at_once_and_one_a_minute(log:
     await log.counts(1, 1, 1, 1000)
 
 
+async def test_what_comes_while_others_are_written_is_not_forgotten(log: Log) -> None:
+    async def waits() -> bool:
+        query = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with log.database.begin() as connection:
+            return bool((await connection.exec_driver_sql(query)).scalar_one())
+
+    async with await log.database.connect("blocker") as blocker, blocker.transaction():
+        await blocker.execute(b"LOCK TABLE audit_entries IN SHARE MODE")
+        log.note()
+        await eventually(waits, describe="the entry is being written")
+        log.note(5)
+    await log.counts(1)
+    await log.refusals.finish()
+    await log.counts(1, 5)
+
+
 async def test_strangers_are_told_apart_by_address_and_reason_alone(log: Log) -> None:
     log.note(method="/a", neuron_id="n1")
     log.note(method="/b", neuron_id="n1")
