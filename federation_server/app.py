@@ -39,6 +39,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
+from federation_server.live.refusals import Refusals
 from federation_server.live.rollup import Rollup
 from federation_server.live.rotation import TokenRotation
 from federation_server.live.session import Sessions
@@ -48,6 +49,7 @@ from federation_server.live.watchers import CommandWatchers
 from federation_server.live.writer import Writer
 from federation_server.rpc.access import AccessServicer
 from federation_server.rpc.analytics import AnalyticsServicer
+from federation_server.rpc.audit import Witness
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.command import CommandServicer
 from federation_server.rpc.command_batch import CommandParts
@@ -168,6 +170,7 @@ class App:
             database, settings.retention, pending=settings.pending_retention
         )
         self.key_uses = KeyUses(database)
+        self.refusals = Refusals(database)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
@@ -269,6 +272,7 @@ class App:
             self.approvals.run,
             self.pacing.run,
             self.key_uses.run,
+            self.refusals.run,
             self.lease.run,
         ]
         return works if self.certificates is None else [*works, self.certificates.run]
@@ -312,10 +316,13 @@ class App:
             changed=self._commands_changed,
         )
         ending = SessionEnding(self.sessions, self.server_id)
+        witness = Witness(self.refusals, self.server_id)
         return build_server(
             [
-                ErrorMapping(),
-                Authentication(self.database, tokens, self.admission, self.key_uses),
+                ErrorMapping(witness),
+                Authentication(
+                    self.database, tokens, self.admission, self.key_uses, witness=witness
+                ),
             ],
             self.health,
             session=SessionServicer(
@@ -374,6 +381,7 @@ class App:
         self.watchers.close()
         self.approvals.close()
         await stop
+        await self.refusals.finish()
         left_s = max(LAST_FLUSH_S, deadline - loop.time())
         if not await self.writer.stop(within=timedelta(seconds=left_s)):
             self.database.abandon()

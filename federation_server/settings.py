@@ -199,6 +199,11 @@ class Settings(BaseSettings):
     event_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=30), description="How long reported events are kept."
     )
+    audit_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+        default=timedelta(days=400),
+        description="How long the audit log is kept. Whole months: one goes when all of it is "
+        "older.",
+    )
     late_reports: Annotated[AnySpan, Field(ge=timedelta(days=1), le=timedelta(days=30))] = Field(
         default=timedelta(days=7),
         description="How far back a report that comes late may be placed in time.",
@@ -258,6 +263,7 @@ class Settings(BaseSettings):
             "metric_hours": self.hour_retention,
             "metric_days": self.day_retention,
             "reported_events": self.event_retention,
+            "audit_entries": self.audit_retention,
         }
 
     @property

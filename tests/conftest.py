@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,9 @@ def template_database(postgres: Server) -> Iterator[str]:
 
     with postgres.database() as url:
         migrate.upgrade(url)
+        # As a server's start does: nothing can be changed without it.
+        with ThreadPoolExecutor(1) as pool:  # whatever loop this thread has
+            pool.submit(asyncio.run, _make_audit_room(url)).result()
         name = make_url(url).database
         assert name is not None
         yield name
@@ -50,3 +56,13 @@ def folder() -> Iterator[Path]:
     """A temporary folder with a short path that PostgreSQL's account may pass through."""
     with passable_folder() as path:
         yield path
+
+
+async def _make_audit_room(url: str) -> None:
+    from federation_server.store import partitions
+    from federation_server.store.database import Database
+
+    async with await Database(url).connect("test") as connection:
+        today = await partitions.today(connection)
+        days = [today, today + timedelta(days=partitions.DAYS_AHEAD)]
+        await partitions.ensure(connection, ["audit_entries"], days)

@@ -25,6 +25,7 @@ NOUNS = {
     "token": ("tokens", "Enrollment tokens: create, list, revoke."),
     "api-key": ("api_keys", "API keys: create, list, rotate, expire, revoke."),
     "keys": ("signing_keys", "The keys that sign neurons' tokens: list, rotate."),
+    "audit": ("audit", "Who did what, and who tried to: list, export."),
 }
 """Each noun: its module here, and its line in the root's help."""
 

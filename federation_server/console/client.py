@@ -263,6 +263,24 @@ class Federation:
                 return whole
             page.page_token = token  # type: ignore[attr-defined]
 
+    def each_page(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Iterator[Response]:
+        """The pages of a list, one after the other, of any length.
+
+        Raises:
+            CallFailure: as `call`.
+        """
+        page = type(request)()
+        page.CopyFrom(request)
+        page.page_size = LARGEST_PAGE  # type: ignore[attr-defined]
+        while True:
+            response = self.call(method, page)
+            yield response
+            page.page_token = response.next_page_token  # type: ignore[attr-defined]
+            if not page.page_token:  # type: ignore[attr-defined]
+                return
+
     def follow(
         self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request
     ) -> Iterator[Response]:

@@ -63,6 +63,8 @@ class Admin:
 
     name: str
     role: Role
+    api_key_id: str = ""
+    """Of the key, whose name may be another key's later on."""
 
     @property
     def actor(self) -> str:

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import psycopg
 
+from federation_server.domain.audit import Entry
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import send_hints
@@ -42,6 +43,8 @@ class Request:
     request_id: str
     command: Callable[[Target | None], NewCommand]
     """Makes the command for that neuron; whatever it raises is the answer."""
+    entry: Entry
+    """For the audit log, if the command is issued."""
     dry_run: bool = False
     answer: asyncio.Future[Issued] = field(default_factory=asyncio.Future)
 
@@ -142,7 +145,9 @@ class Issuer:
     def _insert(
         self, send: Pipeline, new: Sequence[_New]
     ) -> Callable[[], Awaitable[list[_Answer]]]:
-        inserted = issuing.insert_later(send, [(command, target.now) for _, command, target in new])
+        inserted = issuing.insert_later(
+            send, [(command, target.now, request.entry) for request, command, target in new]
+        )
         elsewhere = [
             (request.neuron_id, target.server_id)
             for request, _, target in new

@@ -1,9 +1,10 @@
-"""AccessService: who may take part; API keys and signing keys are in the modules beside."""
+"""AccessService: who may take part, and who did what; more of it is in the modules beside."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -11,20 +12,24 @@ import structlog
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import access_service_pb2_grpc as pb_grpc
 from federation_server.domain.access import EnrollmentToken
-from federation_server.rpc import approval, auth, errors, limits
+from federation_server.domain.violation import Violation
+from federation_server.rpc import approval, audit, auth, errors, limits
 from federation_server.rpc.api_keys import ApiKeys
 from federation_server.rpc.convert import optional_span, to_timestamp
 from federation_server.rpc.neuron_changes import SessionEnding
 from federation_server.rpc.signing_keys import SigningKeys
 from federation_server.rpc.tokens import Tokens
+from federation_server.store import audit as audit_log
 from federation_server.store import enrollment
-from federation_server.store.database import Database
+from federation_server.store.database import Database, current_time
 
 log = structlog.get_logger(__name__)
 
 
 class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
-    """Makes, lists and revokes enrollment tokens; approving has a module of its own."""
+    """Makes, lists and revokes enrollment tokens, and shows the audit log; approving has a module
+    of its own.
+    """
 
     def __init__(self, database: Database, ending: SessionEnding, tokens: Tokens) -> None:
         """Serves from `database`; `tokens` follow what becomes of the signing keys."""
@@ -56,6 +61,15 @@ class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
         )
         async with self._database.begin() as connection:
             created = await enrollment.create(connection, new)
+            if created.secret:
+                await audit.record(
+                    connection,
+                    "enrollment_token",
+                    created.token.enrollment_token_id,
+                    None,
+                    _audited(created.token),
+                    request_id=request.request_id,
+                )
         if created.request_hash != new.request_hash:
             raise errors.request_id_reused(request.request_id)
         if created.secret:
@@ -101,6 +115,14 @@ class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
         if _is_id(request.enrollment_token_id):
             async with self._database.begin() as connection:
                 token = await enrollment.revoke(connection, request.enrollment_token_id)
+                if token is not None and token.revoke_time == await current_time(connection):
+                    await audit.record(
+                        connection,
+                        "enrollment_token",
+                        token.enrollment_token_id,
+                        {"revoke_time": None},
+                        {"revoke_time": token.revoke_time},
+                    )
         if token is None:
             raise errors.enrollment_token_not_found(request.enrollment_token_id)
         log.info(
@@ -140,6 +162,30 @@ class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
         limits.check(request)
         return await approval.revoke_tokens(self._database, self._ending, request)
 
+    async def ListAuditEntries(
+        self,
+        request: pb.ListAuditEntriesRequest,
+        context: grpc.aio.ServicerContext[pb.ListAuditEntriesRequest, pb.ListAuditEntriesResponse],
+    ) -> pb.ListAuditEntriesResponse:
+        """See the contract."""
+        limits.check(request)
+        order_by = " ".join(request.order_by.split())
+        if order_by and order_by not in audit_log.ORDERS:
+            words = f"must be one of {', '.join(audit_log.ORDERS)}"
+            raise errors.invalid_fields([Violation("order_by", words)])
+        async with self._database.begin() as connection:
+            entries, next_page_token = await audit_log.list_entries(
+                connection,
+                filter_text=request.filter,
+                order_by=order_by,
+                page_size=request.page_size,
+                page_token=request.page_token,
+            )
+        return pb.ListAuditEntriesResponse(
+            entries=[audit.to_message(stored) for stored in entries],
+            next_page_token=next_page_token,
+        )
+
 
 def _is_id(text: str) -> bool:
     """Whether it has the form of an id; one that has not is nobody's."""
@@ -147,6 +193,19 @@ def _is_id(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def _audited(token: EnrollmentToken) -> dict[str, Any]:
+    """What the audit log says of a new token."""
+    return {
+        "description": token.description,
+        "expire_time": token.expire_time,
+        "max_uses": token.max_uses,
+        "neuron_type": token.neuron_type,
+        "neuron_id_pattern": token.neuron_id_pattern,
+        "labels": dict(token.labels),
+        "allow_reenrollment": token.allow_reenrollment,
+    }
 
 
 def _to_message(token: EnrollmentToken) -> pb.EnrollmentToken:

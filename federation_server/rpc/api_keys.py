@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc.aio
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import access_service_pb2_grpc as pb_grpc
 from federation_server.domain.access import ApiKey, Role
-from federation_server.rpc import auth, errors, limits
+from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.convert import from_timestamp, optional_span, to_timestamp
 from federation_server.store import api_keys as store
 from federation_server.store.database import Database
@@ -45,6 +47,9 @@ class ApiKeys(pb_grpc.AccessServiceServicer):
         with _refusals(request.name):
             async with self._database.begin() as connection:
                 created = await store.create(connection, new)
+                if created.secret:
+                    after = _said(created.key)
+                    await _record(connection, request.name, None, after, request.request_id)
         if created.request_hash != new.request_hash:
             raise errors.request_id_reused(request.request_id)
         if created.secret:
@@ -84,7 +89,10 @@ class ApiKeys(pb_grpc.AccessServiceServicer):
             overlap = store.DEFAULT_OVERLAP
         with _refusals(request.name):
             async with self._database.begin() as connection:
+                before = _said(await store.lock(connection, request.name))
                 key, secret = await store.rotate(connection, request.name, overlap)
+                after = _said(key) | {"overlap_s": overlap.total_seconds()}
+                await _record(connection, key.name, before, after)
         log.info(
             "API key rotated",
             action="api_key_rotated",
@@ -104,7 +112,9 @@ class ApiKeys(pb_grpc.AccessServiceServicer):
         expire_time = from_timestamp(request.expire_time)
         with _refusals(request.name):
             async with self._database.begin() as connection:
+                before = _said(await store.lock(connection, request.name))
                 key = await store.expire(connection, request.name, expire_time)
+                await _record(connection, key.name, before, _said(key))
         log.info(
             "API key will expire",
             action="api_key_expires",
@@ -123,7 +133,9 @@ class ApiKeys(pb_grpc.AccessServiceServicer):
         limits.check(request)
         with _refusals(request.name):
             async with self._database.begin() as connection:
+                before = _said(await store.lock(connection, request.name))
                 key = await store.revoke(connection, request.name)
+                await _record(connection, key.name, before, _said(key))
         log.info(
             "API key revoked",
             action="api_key_revoked",
@@ -131,6 +143,26 @@ class ApiKeys(pb_grpc.AccessServiceServicer):
             admin=auth.current_admin().name,
         )
         return pb.RevokeApiKeyResponse(api_key=_to_message(key))
+
+
+async def _record(
+    connection: AsyncConnection,
+    name: str,
+    before: dict[str, Any] | None,
+    after: dict[str, Any],
+    request_id: str = "",
+) -> None:
+    await audit.record(connection, "api_key", name, before, after, request_id=request_id)
+
+
+def _said(key: ApiKey) -> dict[str, Any]:
+    """What of a key is in the audit log."""
+    return {
+        "role": key.role.name,
+        "description": key.description,
+        "expire_time": key.expire_time and key.expire_time.isoformat(),
+        "revoke_time": key.revoke_time and key.revoke_time.isoformat(),
+    }
 
 
 @contextmanager

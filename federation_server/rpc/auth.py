@@ -35,7 +35,7 @@ from federation_server.domain.neuron import Lifecycle
 from federation_server.live.admission import Admission, Entry
 from federation_server.live.key_uses import KeyUses
 from federation_server.rpc import errors
-from federation_server.rpc.error_mapping import refusal, refusing
+from federation_server.rpc.error_mapping import Nobody, Witness, refusal, refusing
 from federation_server.rpc.key_watch import KeyWatch
 from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
 from federation_server.rpc.tokens import Tokens
@@ -82,6 +82,11 @@ def current_neuron() -> NeuronIdentity:
             raise RuntimeError("this RPC is not one for neurons")
 
 
+def current_principal() -> Principal | None:
+    """Whom the call's credential names, also if the call is refused; None: nobody."""
+    return _principal.get()
+
+
 def neuron_token(metadata: Metadata | None) -> str | None:
     """The neuron token that a call carries, good or not; None if it carries none."""
     credential = _credential(metadata)
@@ -116,12 +121,15 @@ class Authentication(grpc.aio.ServerInterceptor):
         admission: Admission,
         key_uses: KeyUses,
         *,
+        witness: Witness | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Asks `database` who a credential is, and notes the use of API keys; `clock` is in
+        """Asks `database` who a credential is, notes the use of API keys, and tells the witness who
+        was refused; `clock` is in
         seconds.
         """
         self._database = database
+        self._witness = witness or Nobody()
         self._admission = admission
         self._tokens = tokens
         self._clock = clock
@@ -145,15 +153,21 @@ class Authentication(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         try:
             principal = await self._admit(method, handler_call_details.invocation_metadata)
-            _principal.set(principal)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
+            refused = refusal(error, method)
+
+            def told(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+                self._witness.refused(method, context, refused)
+
             heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
-            return refusing(refusal(error, method), heard_s=heard_s)
+            return refusing(refused, heard_s=heard_s, told=told)
         if isinstance(principal, Admin) and handler.response_streaming:
             return self._key_watch.over(handler, method)
         return handler
 
     async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
+        """Who makes a call that may be made; the principal is named in any case."""
+        _principal.set(None)
         caller = METHODS.get(method)
         if caller is Caller.ANYONE:
             if method == REGISTER:
@@ -169,6 +183,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             raise errors.credential_invalid()
         if _is_jwt(credential):
             identity = await self._tokens.identify(credential)
+            _principal.set(identity)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
             if method == CONNECT:
@@ -224,6 +239,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             found = await self._look_up(secret)
             if found is None:
                 raise errors.credential_invalid()
+        _principal.set(found.admin)
         if found.expired:
             raise errors.credential_expired()
         self._key_uses.note(found.admin.name)

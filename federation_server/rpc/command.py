@@ -11,14 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from federation.v1 import command_pb2
 from federation.v1 import command_service_pb2 as pb
 from federation.v1 import command_service_pb2_grpc as pb_grpc
+from federation_server.domain.audit import fit
 from federation_server.domain.command import CommandState
 from federation_server.domain.explain import explain
-from federation_server.domain.neuron import Lifecycle
+from federation_server.domain.neuron import Json, Lifecycle
 from federation_server.domain.violation import Violation
 from federation_server.live.issuer import Issued, Request
 from federation_server.live.notifier import hint_dispatch
 from federation_server.live.watchers import WatchersClosed
-from federation_server.rpc import auth, errors, limits
+from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.command_batch import CommandBatches
 from federation_server.rpc.convert_command import command as to_command
 from federation_server.rpc.convert_command import fact as to_fact
@@ -123,8 +124,10 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
         admin = auth.current_admin()
         async with self._parts.database.begin() as connection:
             await _get(connection, request.command_id)
+            own = await driver(connection)
+            locked = await changes.lock(own, [request.command_id])
             changed = await changes.cancel_commands(
-                await driver(connection),
+                own,
                 [request.command_id],
                 actor=f"admin:{admin.name}",
                 reason=request.reason,
@@ -132,6 +135,17 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
             record = await _get(connection, request.command_id)
             if not changed and record.state not in _BEING_CANCELLED:
                 raise errors.command_ended(record.command_id, record.state)
+            if changed:
+                before = {"state": locked[record.command_id].entry.state}
+                after = {"state": record.state, "reason": request.reason}
+                await audit.record(
+                    connection,
+                    "command",
+                    record.command_id,
+                    before,
+                    after,
+                    neuron_id=record.neuron_id,
+                )
             home = await store.home(connection, record.neuron_id)
             if home not in {None, self._parts.server_id}:
                 await hint_dispatch(connection, str(home), record.neuron_id)
@@ -215,8 +229,14 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
                 now=target.now,
             )
 
+        ordered: dict[str, Json] = {"type": order.type, "data": order.data}
+        if order.retry_of_command_id is not None:
+            ordered["retry_of_command_id"] = order.retry_of_command_id
+        entry = audit.entry(
+            "command", "", None, fit(ordered), neuron_id=neuron_id, request_id=request_id
+        )
         issued = await self._parts.issuer.issue(
-            Request(neuron_id, order.type, admin.name, request_id, command, dry_run=dry_run)
+            Request(neuron_id, order.type, admin.name, request_id, command, entry, dry_run=dry_run)
         )
         if isinstance(issued, Known):
             if issued.request_hash != order.content:

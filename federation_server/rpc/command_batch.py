@@ -19,7 +19,7 @@ from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.issuer import Issuer
 from federation_server.live.metrics import Metrics
 from federation_server.live.watchers import CommandWatchers
-from federation_server.rpc import auth, errors, limits
+from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.convert_command import batch as to_batch
 from federation_server.rpc.errors import Refused
 from federation_server.rpc.order import Order
@@ -83,6 +83,21 @@ class CommandBatches:
             if issued is None:  # the same request came at the same time, and was first
                 known = await store.find_request(connection, admin.name, request.request_id)
                 return await _known(connection, known, order, request.request_id)
+            await audit.record(
+                connection,
+                "command_batch",
+                issued.batch_id,
+                None,
+                {
+                    "type": issued.type,
+                    "data": issued.data,
+                    "filter": issued.filter,
+                    "max_in_flight": issued.max_in_flight,
+                    "commands": len(judged.chosen),
+                    "skipped": len(judged.skipped),
+                },
+                request_id=request.request_id,
+            )
             shown = await _shown(connection, issued)
         self._issued(issued, judged.chosen)
         return _answer(shown, judged)
@@ -153,7 +168,7 @@ class CommandBatches:
         limits.check(request)
         admin = auth.current_admin()
         async with self._parts.database.begin() as connection:
-            await _get(connection, request.batch_id)
+            before = await _get(connection, request.batch_id)
             changed = await store.cancel(
                 connection,
                 request.batch_id,
@@ -161,6 +176,15 @@ class CommandBatches:
                 reason=request.reason,
             )
             batch = await _get(connection, request.batch_id)
+            cancelled = {"cancelled": True, "commands": len(changed), "reason": request.reason}
+            if changed or not before.HasField("cancel_time"):
+                await audit.record(
+                    connection,
+                    "command_batch",
+                    request.batch_id,
+                    {"cancelled": before.HasField("cancel_time")},
+                    cancelled,
+                )
         self._parts.changed(changed)
         log.info(
             "batch cancelled",

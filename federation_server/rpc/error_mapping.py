@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc.aio
 import psycopg
@@ -137,6 +137,32 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -
         raise asyncio.CancelledError from None
 
 
+class Witness(Protocol):
+    """Who is told of the calls (`rpc/audit.py`)."""
+
+    def begins(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """A handler begins, in this task."""
+
+    def refused(
+        self,
+        method: str,
+        context: grpc.aio.ServicerContext[Any, Any],
+        refused: Refused,
+        request: object = None,
+    ) -> None:
+        """A call ends with that error."""
+
+
+class Nobody:
+    """A witness who looks away."""
+
+    def begins(self, *_: object) -> None:
+        """Nothing."""
+
+    def refused(self, *_: object) -> None:
+        """Nothing."""
+
+
 class ErrorMapping(grpc.aio.ServerInterceptor):
     """Stands before all other interceptors, and ends each RPC as its handler, or an interceptor
     behind this one, said by an exception.
@@ -145,8 +171,9 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
     handler reads or writes itself, and one resumed generator to each that it yields.
     """
 
-    def __init__(self) -> None:
-        """Nothing is wrapped yet."""
+    def __init__(self, witness: Witness | None = None) -> None:
+        """Nothing is wrapped yet; the witness is told of each call."""
+        self._witness = witness or Nobody()
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -165,19 +192,26 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
         known = self._wrapped.get(method)
         if known is not None and known[0] is handler:
             return known[1]
-        wrapped = _wrap(handler, method)
+        wrapped = _wrap(handler, method, self._witness)
         self._wrapped[method] = (handler, wrapped)
         return wrapped
 
 
-def refusing(refused: Refused, *, heard_s: float = 0.0) -> Handler:
+def refusing(
+    refused: Refused,
+    *,
+    heard_s: float = 0.0,
+    told: Callable[[grpc.aio.ServicerContext[Any, Any]], None] = lambda _: None,
+) -> Handler:
     """A handler that ends an RPC of any kind with that error and decodes nothing of it.
 
     It waits up to `heard_s` for the first message: a client of grpc.aio that is still writing one
-    when its call ends says INTERNAL and loses the error, and with it RetryInfo.
+    when its call ends says INTERNAL and loses the error, and with it RetryInfo. `told` is called
+    with the call's context.
     """
 
     async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        told(context)
         if heard_s:
             with suppress(TimeoutError):
                 async with asyncio.timeout(heard_s):
@@ -196,12 +230,12 @@ class _Undecodable:
         self.error = error
 
 
-def _wrap(handler: Handler, method: str) -> Handler:
+def _wrap(handler: Handler, method: str, witness: Witness) -> Handler:
     kind = f"{'stream' if handler.request_streaming else 'unary'}_" + (
         "stream" if handler.response_streaming else "unary"
     )
     behavior = getattr(handler, kind)
-    wrap: Callable[[Any, str], Callable[..., Any]]
+    wrap: Callable[[Any, str, Witness], Callable[..., Any]]
     if inspect.isasyncgenfunction(behavior):
         wrap = _wrap_generator
     else:
@@ -213,7 +247,7 @@ def _wrap(handler: Handler, method: str) -> Handler:
         decode = _decoding(decode)
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     wrapped: Handler = make(
-        wrap(behavior, method),
+        wrap(behavior, method, witness),
         request_deserializer=decode,
         response_serializer=handler.response_serializer,
     )
@@ -230,8 +264,8 @@ def _decoding(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return decoding
 
 
-def _wrap_function(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
-    """For a handler that grpc runs in a thread, as those of channelz."""
+def _wrap_function(behavior: Callable[..., Any], method: str, _: Witness) -> Callable[..., Any]:
+    """For a handler that grpc runs in a thread, as those of channelz: they change nothing."""
 
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
         try:
@@ -250,8 +284,11 @@ def _wrap_function(behavior: Callable[..., Any], method: str) -> Callable[..., A
     return handle
 
 
-def _wrap_coroutine(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+def _wrap_coroutine(
+    behavior: Callable[..., Awaitable[Any]], method: str, witness: Witness
+) -> Callable[..., Any]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        witness.begins(method, context)
         try:
             if isinstance(request, _Undecodable):
                 raise request.error
@@ -259,15 +296,18 @@ def _wrap_coroutine(behavior: Callable[..., Awaitable[Any]], method: str) -> Cal
         except grpc.aio.AbortError:
             raise  # the handler has ended the RPC itself
         except Exception as error:  # noqa: BLE001 - CancelledError is none, and passes
-            await abort(context, refusal(error, method))
+            refused = refusal(error, method)
+            witness.refused(method, context, refused, request)
+            await abort(context, refused)
 
     return handle
 
 
 def _wrap_generator(
-    behavior: Callable[..., AsyncIterator[Any]], method: str
+    behavior: Callable[..., AsyncIterator[Any]], method: str, witness: Witness
 ) -> Callable[..., AsyncIterator[Any]]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        witness.begins(method, context)
         try:
             if isinstance(request, _Undecodable):
                 raise request.error
@@ -276,6 +316,8 @@ def _wrap_generator(
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - as above
-            await abort(context, refusal(error, method))
+            refused = refusal(error, method)
+            witness.refused(method, context, refused, request)
+            await abort(context, refused)
 
     return handle

@@ -11,7 +11,7 @@ from federation.v1 import neuron_pb2
 from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.session import SessionEnd
-from federation_server.rpc import auth, errors, limits
+from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.convert import optional_time
 from federation_server.rpc.convert_heartbeat import stored_heartbeat_to_proto
 from federation_server.rpc.convert_neuron import (
@@ -83,7 +83,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         description = _masked(request, setting)
         async with self._database.begin() as connection:
             await lock(connection, request.neuron_id)
+            before = await fleet.described(connection, request.neuron_id)
             await fleet.override(connection, description, setting=setting, releasing=releasing)
+            after = await fleet.described(connection, request.neuron_id)
+            await audit.record(connection, "neuron", request.neuron_id, before, after)
             neuron = await shown(connection, request.neuron_id)
         log.info(
             "neuron updated",
@@ -106,7 +109,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         async with self._database.begin() as connection:
             standing = await lock(connection, neuron_id)
             _refuse_pending(standing, neuron_id)
+            before = await fleet.described(connection, neuron_id)
             ended = await fleet.deactivate(connection, neuron_id, standing, request.reason)
+            after = await fleet.described(connection, neuron_id)
+            await audit.record(connection, "neuron", neuron_id, before, after)
             await self._ending.elsewhere(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
             neuron = await shown(connection, neuron_id)
         self._ending.here(neuron_id, ended, SessionEnd.DEACTIVATED)
@@ -129,7 +135,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         async with self._database.begin() as connection:
             standing = await lock(connection, request.neuron_id)
             _refuse_pending(standing, request.neuron_id)
+            before = await fleet.described(connection, request.neuron_id)
             await fleet.activate(connection, request.neuron_id, standing, request.reason)
+            after = await fleet.described(connection, request.neuron_id)
+            await audit.record(connection, "neuron", request.neuron_id, before, after)
             neuron = await shown(connection, request.neuron_id)
         log.info(
             "neuron activated",
@@ -153,6 +162,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
             presence = await fleet.presence(connection, neuron_id)
             if presence is not Presence.OFFLINE and not request.force:
                 raise errors.neuron_not_offline(neuron_id)
+            before = await fleet.described(connection, neuron_id)
+            await audit.record(connection, "neuron", neuron_id, before, None)
             ended = await fleet.forget(connection, neuron_id)
             await self._ending.elsewhere(connection, neuron_id, ended, SessionEnd.REVOKED)
         self._ending.here(neuron_id, ended, SessionEnd.REVOKED)

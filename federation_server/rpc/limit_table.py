@@ -549,6 +549,14 @@ _ACCESS: Mapping[type[Message], Fields] = {
         {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
     ),
     access_service_pb2.RotateSigningKeyRequest: Fields({"overlap": Span(0, 366 * DAY_S)}),
+    access_service_pb2.ListAuditEntriesRequest: Fields(
+        {
+            "page_size": PAGE_SIZE,
+            "page_token": PAGE_TOKEN,
+            "filter": FILTER,
+            "order_by": ORDER,
+        }
+    ),
 }
 
 LIMITS: Mapping[type[Message], Fields] = {

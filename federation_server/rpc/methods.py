@@ -62,6 +62,7 @@ METHODS: Mapping[str, Caller] = {
     "/federation.v1.AccessService/RevokeApiKey": Caller.ADMIN,
     "/federation.v1.AccessService/ListSigningKeys": Caller.ADMIN,
     "/federation.v1.AccessService/RotateSigningKey": Caller.ADMIN,
+    "/federation.v1.AccessService/ListAuditEntries": Caller.ADMIN,
     # about the server
     "/grpc.health.v1.Health/Check": Caller.ANYONE,
     "/grpc.health.v1.Health/List": Caller.ANYONE,

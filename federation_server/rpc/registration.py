@@ -15,6 +15,7 @@ Nothing is said of a neuron_id, in words or in time, before a credential has pro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,7 +26,7 @@ from federation_server.domain.access import EnrollmentMode, EnrollmentToken, Neu
 from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presence
 from federation_server.live.notifier import hint_end
 from federation_server.live.session import SessionEnd
-from federation_server.rpc import auth, errors
+from federation_server.rpc import audit, auth, errors
 from federation_server.rpc.convert_access import token_to_proto
 from federation_server.rpc.convert_neuron import description_from_proto, neuron_to_proto
 from federation_server.rpc.tokens import Tokens
@@ -47,7 +48,10 @@ class _Admitted:
 
     generation: int
     how: str
-    """For the log: created, repeated, re-enrolled, renewed, applied, joined."""
+    """For the logs: created, repeated, re-enrolled, renewed, applied, joined."""
+    before: dict[str, Any] | None
+    after: dict[str, Any]
+    """What has changed of the description, for the audit log."""
     created: bool = False
     enrollment_token_id: str | None = None
 
@@ -80,7 +84,7 @@ class Registration:
         description = description_from_proto(request.description)
         own = await self._own_identity(description.neuron_id, metadata)
         if isinstance(own, NeuronIdentity):
-            response = await self._renewed(description, own)
+            response = await self._renewed(description, own, request.request_id)
             if response is not None:
                 return response
             own = errors.credential_invalid()
@@ -92,6 +96,7 @@ class Registration:
                 admitted = await _enroll(connection, description, request)
             else:
                 admitted = await _take_in(connection, description, request, self._mode, own)
+            await _record(connection, description.neuron_id, admitted, request.request_id)
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 
@@ -132,18 +137,22 @@ class Registration:
                 raise errors.credential_invalid()
             reason = request.reason or "deregistered"
             await store.deregister(connection, neuron_id, reason)
+            before = {"lifecycle": standing.lifecycle}
+            after = {"lifecycle": Lifecycle.DEACTIVATED, "lifecycle_reason": reason}
+            await audit.record(connection, "neuron", neuron_id, before, after)
             ended = await store.end_session(connection, neuron_id, Presence.OFFLINE, reason)
             await _tell(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
         log.info("neuron deregistered", action="neuron_deregistered", neuron_id=neuron_id)
         return pb.DeregisterResponse()
 
     async def _renewed(
-        self, description: NeuronDescription, identity: NeuronIdentity
+        self, description: NeuronDescription, identity: NeuronIdentity, request_id: str
     ) -> pb.RegisterResponse | None:
         async with self._database.begin() as connection:
             admitted = await _renew(connection, description, identity)
             if admitted is None:
                 return None
+            await _record(connection, description.neuron_id, admitted, request_id)
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 
@@ -186,6 +195,20 @@ def _logged(response: pb.RegisterResponse, admitted: _Admitted) -> pb.RegisterRe
     return response
 
 
+async def _record(
+    connection: AsyncConnection, neuron_id: str, admitted: _Admitted, request_id: str
+) -> None:
+    """Puts a registration into the audit log, as the neuron's own doing."""
+    after = admitted.after | {"how": admitted.how}
+    if admitted.enrollment_token_id:
+        after["enrollment_token_id"] = admitted.enrollment_token_id
+    actor = f"neuron:{neuron_id}"
+    before = admitted.before
+    await audit.record(
+        connection, "neuron", neuron_id, before, after, request_id=request_id, actor=actor
+    )
+
+
 async def _renew(
     connection: AsyncConnection, description: NeuronDescription, identity: NeuronIdentity
 ) -> _Admitted | None:
@@ -195,9 +218,10 @@ async def _renew(
         return None
     _refuse_deactivated(standing, identity.neuron_id)
     await store.use_generation(connection, identity.neuron_id, identity.generation)
-    await store.update_description(connection, description)
+    before, after = await store.update_description(connection, description)
     now = await current_time(connection)
-    return _Admitted(store.newer_generation(identity.generation, now), "renewed")
+    generation = store.newer_generation(identity.generation, now)
+    return _Admitted(generation, "renewed", before, after)
 
 
 async def _enroll(
@@ -212,13 +236,15 @@ async def _enroll(
         if generation is not None:
             time = store.generation_time(generation)
             await enrollment.count_use(connection, token_id, neuron_id, request_id, time)
-            return _Admitted(generation, "created", True, token_id)
+            after = store.values_of(description)
+            return _Admitted(generation, "created", None, after, True, token_id)
     standing = await store.lock_neuron(connection, neuron_id)
     used = await enrollment.use_time(connection, token_id, neuron_id, request_id)
     if standing is not None and used is not None and used >= standing.generation_time:
         _refuse_deactivated(standing, neuron_id)
-        await store.update_description(connection, description)
-        return _Admitted(standing.generation, "repeated", used == standing.create_time, token_id)
+        before, after = await store.update_description(connection, description)
+        created = used == standing.create_time
+        return _Admitted(standing.generation, "repeated", before, after, created, token_id)
     if token.used_up:
         raise _refusal(description, "used up", token)
     if standing is None:
@@ -226,10 +252,10 @@ async def _enroll(
     if not token.allow_reenrollment:
         raise errors.neuron_exists(neuron_id)
     _refuse_deactivated(standing, neuron_id)
-    generation = await _reenroll(connection, description)
+    generation, before, after = await _reenroll(connection, description)
     time = store.generation_time(generation)
     await enrollment.count_use(connection, token_id, neuron_id, request_id, time)
-    return _Admitted(generation, "re-enrolled", False, token_id)
+    return _Admitted(generation, "re-enrolled", before, after, False, token_id)
 
 
 async def _take_in(
@@ -251,28 +277,33 @@ async def _take_in(
     generation = await store.insert_neuron(connection, description, lifecycle)
     if generation is not None:
         await applications.note(connection, neuron_id, request_id)
-        return _Admitted(generation, "applied" if pending else "joined", True)
+        how = "applied" if pending else "joined"
+        return _Admitted(generation, how, None, store.values_of(description), True)
     standing = await store.lock_neuron(connection, neuron_id)
     if standing is None:
         raise errors.conflict(f"{neuron_id} was deleted at this moment")
     fresh = standing.generation_time == standing.create_time
     if fresh and await applications.is_repeated(connection, neuron_id, request_id):
         _refuse_deactivated(standing, neuron_id)
-        await store.update_description(connection, description)
-        return _Admitted(standing.generation, "repeated", True)
+        before, after = await store.update_description(connection, description)
+        return _Admitted(standing.generation, "repeated", before, after, True)
     if own.reason is ErrorReason.ERROR_REASON_CREDENTIAL_MISSING:
         raise errors.neuron_exists(neuron_id)
     raise own
 
 
-async def _reenroll(connection: AsyncConnection, description: NeuronDescription) -> int:
-    """The same neuron in new hands: older tokens die, and with them the live session."""
+async def _reenroll(
+    connection: AsyncConnection, description: NeuronDescription
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """The same neuron in new hands: older tokens die, and with them the live session. Gives the new
+    generation, and what changed.
+    """
     neuron_id = description.neuron_id
-    await store.update_description(connection, description)
+    before, after = await store.update_description(connection, description)
     generation = await store.raise_generation(connection, neuron_id)
     ended = await store.end_session(connection, neuron_id, Presence.SUSPECT, "re-enrolled")
     await _tell(connection, neuron_id, ended, SessionEnd.REVOKED)
-    return generation
+    return generation, before, after
 
 
 async def _good_token(

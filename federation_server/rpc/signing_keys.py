@@ -7,7 +7,7 @@ import structlog
 
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import access_service_pb2_grpc as pb_grpc
-from federation_server.rpc import auth, limits
+from federation_server.rpc import audit, auth, limits
 from federation_server.rpc.convert import optional_span, to_timestamp
 from federation_server.rpc.tokens import Tokens
 from federation_server.store import signing_keys as store
@@ -49,6 +49,8 @@ class SigningKeys(pb_grpc.AccessServiceServicer):
             overlap = self._tokens.default_overlap
         async with self._database.begin() as connection:
             key = await store.rotate(connection, overlap)
+            after = {"overlap_s": overlap.total_seconds()}
+            await audit.record(connection, "signing_key", key.kid, None, after)
         log.info(
             "signing key rotated",
             action="signing_key_rotated",

@@ -93,6 +93,7 @@ async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | N
     found = func.coalesce(old_secrets.c.secret_hash, api_keys.c.secret_hash)
     query = _having(
         wanted,
+        api_keys.c.api_key_id,
         api_keys.c.name,
         api_keys.c.role,
         found.label("secret_hash"),
@@ -105,7 +106,7 @@ async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | N
     row = rows.one_or_none()
     if row is None or not hmac.compare_digest(row.secret_hash, wanted):
         return None
-    return FoundKey(Admin(row.name, row.role), row.expire_time, row.expired)
+    return FoundKey(Admin(row.name, row.role, row.api_key_id), row.expire_time, row.expired)
 
 
 def _having(wanted: bytes, *columns: ColumnElement[Any]) -> Select[Any]:

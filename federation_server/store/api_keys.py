@@ -164,6 +164,16 @@ async def list_keys(
     return shown, asked.next_token(rows, last)
 
 
+async def lock(connection: AsyncConnection, name: str) -> ApiKey:
+    """A key, as it is until the transaction ends or changes it.
+
+    Raises:
+        KeyNotFound: there is none.
+    """
+    await lock_api_keys(connection)
+    return await _get(connection, name)
+
+
 async def rotate(connection: AsyncConnection, name: str, overlap: timedelta) -> tuple[ApiKey, str]:
     """Gives a key a new secret, and returns both; every secret before it ends after `overlap`, if
     not sooner.

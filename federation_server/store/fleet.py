@@ -25,6 +25,16 @@ from federation_server.store.schema import (
 
 DEACTIVATED = "deactivated"
 
+_ADMINS = ("overridden_fields", "lifecycle", "lifecycle_reason")
+
+
+async def described(connection: AsyncConnection, neuron_id: str) -> dict[str, Any]:
+    """All that admins can change of a neuron, for the audit log."""
+    names = (*registration.DESCRIBED, *_ADMINS)
+    columns = [neurons.c[name] for name in names]
+    query = select(*columns).where(neurons.c.neuron_id == neuron_id)
+    return dict(zip(names, (await connection.execute(query)).one(), strict=True))
+
 
 async def override(
     connection: AsyncConnection,

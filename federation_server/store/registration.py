@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -26,8 +26,11 @@ from federation_server.domain.neuron import (
 from federation_server.store.database import Connection
 from federation_server.store.schema import neuron_states, neurons
 
-_DESCRIBED = tuple(field.name for field in fields(NeuronDescription) if field.name != "neuron_id")
+DESCRIBED = tuple(field.name for field in fields(NeuronDescription) if field.name != "neuron_id")
 """The columns of a description; the table's have the dataclass's names."""
+
+Change: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
+"""Columns that have changed: their values before and after."""
 
 _LISTS = frozenset({"api_endpoints", "capabilities", "dependencies", "command_types"})
 
@@ -122,7 +125,7 @@ async def insert_neuron(
         .values(
             neuron_id=description.neuron_id,
             token_generation=generation_at(func.now()),
-            **_columns(description),
+            **values_of(description),
             overridden_fields=[],
             lifecycle=lifecycle,
             lifecycle_reason="",
@@ -156,21 +159,21 @@ def _standing(neuron_id: str) -> Select[int, Lifecycle, datetime]:
     return select(*columns).where(neurons.c.neuron_id == neuron_id)
 
 
-async def update_description(connection: AsyncConnection, description: NeuronDescription) -> bool:
+async def update_description(connection: AsyncConnection, description: NeuronDescription) -> Change:
     """Sets what the neuron says of itself, but for what an admin has set over it.
 
-    The neuron must be locked. Returns whether anything changed.
+    The neuron must be locked. Returns what changed, as it was and as it is.
     """
-    columns = [neurons.c[name] for name in (*_DESCRIBED, "overridden_fields")]
+    columns = [neurons.c[name] for name in (*DESCRIBED, "overridden_fields")]
     this = neurons.c.neuron_id == description.neuron_id
     stored = (await connection.execute(select(*columns).where(this))).mappings().one()
     changes = {
         name: value
-        for name, value in _columns(description).items()
+        for name, value in values_of(description).items()
         if name not in stored["overridden_fields"] and value != stored[name]
     }
     if not changes:
-        return False
+        return {}, {}
     await connection.execute(update(neurons).where(this).values(**changes, update_time=func.now()))
     if "alert_thresholds" in changes:
         await connection.execute(
@@ -178,7 +181,7 @@ async def update_description(connection: AsyncConnection, description: NeuronDes
             .where(neuron_states.c.neuron_id == description.neuron_id)
             .values(heartbeat_timeout=heartbeat_timeout(description.alert_thresholds))
         )
-    return True
+    return {name: stored[name] for name in changes}, changes
 
 
 async def raise_generation(connection: AsyncConnection, neuron_id: str) -> int:
@@ -258,10 +261,11 @@ def _next_generation() -> ColumnElement[int]:
     return func.greatest(neurons.c.token_generation + 1, generation_at(func.clock_timestamp()))
 
 
-def _columns(description: NeuronDescription) -> dict[str, Any]:
+def values_of(description: NeuronDescription) -> dict[str, Any]:
+    """What a description puts into the columns DESCRIBED."""
     return {
         name: list(value) if name in _LISTS else value
-        for name in _DESCRIBED
+        for name in DESCRIBED
         for value in (getattr(description, name),)
     }
 

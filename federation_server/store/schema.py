@@ -503,3 +503,31 @@ signing_keys = Table(
     Column("create_time", _TIME, nullable=False),
     Column("retire_time", _TIME),
 )
+
+# Who did what, or tried to, in monthly partitions by entry_time. Rows are never changed.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("entry_time", _TIME, primary_key=True),
+    Column("entry_id", BigInteger, primary_key=True),
+    # who, from where
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("api_key_id", Text, nullable=False),
+    Column("peer", Text, nullable=False),
+    # what, on which object
+    Column("method", Text, nullable=False),
+    Column("object_type", Text, nullable=False),
+    Column("object_id", Text, nullable=False),
+    Column("neuron_id", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
+    # how it ended, and how often
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    # which call
+    Column("request_id", Text, nullable=False),
+    Column("call_id", Text, nullable=False),
+    Column("server_id", Text, nullable=False),
+)

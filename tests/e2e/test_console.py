@@ -104,6 +104,25 @@ def test_a_neuron_is_listed_shown_and_counted(console: Console, neuron: PlainNeu
     assert "87.5" in console.says("neurons", "heartbeats", NEURON)
 
 
+def test_what_an_operator_did_is_in_the_audit_log_and_its_export(
+    console: Console, neuron: PlainNeuron
+) -> None:
+    for zone in ("us\\u001b[31m", "eu"):
+        console.says("neurons", "update", NEURON, "--set", f'labels={{"zone":"{zone}"}}')
+    wanted = f'neuron_id = "{NEURON}" AND method = "*/UpdateNeuron"'
+    _, *rows = console.says("audit", "list", wanted).splitlines()
+    assert len(rows) == 2
+    assert "\x1b" not in "".join(rows)
+    assert "admin:admin" in rows[0]
+    first, second = map(json.loads, console.says("audit", "export", wanted).splitlines())
+    assert first["after"]["labels"] == second["before"]["labels"] == {"zone": "us\x1b[31m"}
+    everything = console.says("audit", "export").splitlines()
+    assert [json.loads(line)["method"].rpartition("/")[2] for line in everything[:2]] == [
+        "CreateEnrollmentToken",
+        "Register",
+    ]
+
+
 def test_a_filter_that_is_wrong_is_explained(console: Console, neuron: PlainNeuron) -> None:
     code, output, errors = console.run("neurons", "list", "--filter", "type = = x")
     assert (code, output) == (1, "")

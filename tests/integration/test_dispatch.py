@@ -179,7 +179,9 @@ async def test_a_queued_command_expires_and_a_running_one_does_not(
     assert [t.state for t in history] == [CommandState.QUEUED, CommandState.EXPIRED]
 
 
-async def test_the_same_request_id_issues_once(database: Database, connection: Connection) -> None:
+async def test_the_same_request_id_issues_once_and_has_one_entry_in_the_audit_log(
+    database: Database, connection: Connection
+) -> None:
     now = datetime.now(UTC)
     new = NewCommand(
         neuron_id=NEURON,
@@ -200,6 +202,8 @@ async def test_the_same_request_id_issues_once(database: Database, connection: C
     async with pipeline(connection) as send:
         known = await issuing.known_later(send, [("admin", "r-1")])()
     assert known == {("admin", "r-1"): Known(made, b"h")}
+    cursor = await connection.execute(b"SELECT object_id FROM audit_entries")
+    assert await cursor.fetchall() == [(made.command_id,)]
 
 
 async def test_a_cancel_is_claimed_again_if_the_answer_to_its_claim_was_lost(

@@ -25,6 +25,7 @@ from federation_server.rpc.convert_neuron import description_from_proto
 from federation_server.store import registration
 from federation_server.store.database import Connection, Database
 from federation_server.store.schema import (
+    audit_entries,
     metadata,
     metric_points,
     metric_series,
@@ -429,13 +430,13 @@ async def fill(database: Database, writer: Connection, neuron_id: str) -> None:
 
 
 async def rows_of(database: Database, neuron_id: str) -> dict[str, int]:
-    """How many rows there are of a neuron, by table; tables without one are left out. A point
-    whose series is gone counts as this neuron's.
+    """How many rows there are of a neuron, by table; tables without one are left out, and the
+    audit log, which forgets nothing. A point whose series is gone counts as this neuron's.
     """
     statements = {
         table.name: f"SELECT count(*) FROM {table.name} WHERE neuron_id = :n"  # noqa: S608 - our own names
         for table in metadata.sorted_tables
-        if "neuron_id" in table.c
+        if "neuron_id" in table.c and table is not audit_entries
     }
     statements["metric_points"] = (
         "SELECT count(*) FROM metric_points LEFT JOIN metric_series USING (series_id)"

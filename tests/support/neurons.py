@@ -9,6 +9,7 @@ from datetime import timedelta
 from sqlalchemy import func, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from federation_server.domain.audit import Entry
 from federation_server.domain.heartbeat import Heartbeat
 from federation_server.domain.neuron import (
     DEFAULT_ALERT_THRESHOLDS,
@@ -205,5 +206,5 @@ async def put_command(database: Database, new: NewCommand) -> CommandRecord | No
     async with database.begin() as connection:
         now = await current_time(connection)
         async with pipeline(await driver(connection)) as send:
-            (record,) = await issuing.insert_later(send, [(new, now)])()
+            (record,) = await issuing.insert_later(send, [(new, now, Entry())])()
     return record

@@ -66,6 +66,8 @@ LEAVES = [
     "api-key revoke",
     "keys list",
     "keys rotate",
+    "audit list",
+    "audit export",
 ]
 
 
@@ -91,7 +93,16 @@ def test_the_roots_help_names_every_noun_and_loads_none() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for noun in ("overview", "neurons", "command", "batches", "metrics", "events", "token"):
+    for noun in (
+        "overview",
+        "neurons",
+        "command",
+        "batches",
+        "metrics",
+        "events",
+        "token",
+        "audit",
+    ):
         assert re.search(rf"\b{noun}\b", done.stdout)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
 
 from federation_server.domain.access import Caller
-from federation_server.rpc.methods import METHODS
+from federation_server.rpc.audit import MUTATIONS, READ_ONLY
+from federation_server.rpc.methods import DEREGISTER, METHODS, REGISTER
 from tests.support.gate import RPCS
 
 PROTOS = Path(__file__).resolve().parents[2] / "proto"
@@ -60,3 +63,20 @@ def test_only_register_health_and_reflection_need_no_credential() -> None:
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
+
+
+def test_every_rpc_for_operators_and_admins_is_in_the_audit_log_or_said_to_change_nothing() -> None:
+    theirs = {rpc for rpc, role in METHODS.items() if role in {Caller.OPERATOR, Caller.ADMIN}}
+    assert set(MUTATIONS) & READ_ONLY == set()
+    assert set(MUTATIONS) | READ_ONLY == theirs | {REGISTER, DEREGISTER}
+
+
+@pytest.mark.parametrize("rpc", MUTATIONS)
+def test_the_audit_log_finds_the_object_in_the_request(rpc: str) -> None:
+    subject = MUTATIONS[rpc]
+    for path in filter(None, (subject.id_path, subject.neuron_path)):
+        message: Any = RPCS[rpc].input_type
+        *parents, last = path.split(".")
+        for parent in parents:
+            message = message.fields_by_name[parent].message_type
+        assert message.fields_by_name[last].type == FieldDescriptor.TYPE_STRING

@@ -9,7 +9,9 @@ from datetime import datetime
 
 import orjson
 
+from federation_server.domain.audit import Entry
 from federation_server.domain.neuron import JsonObject, Lifecycle
+from federation_server.store import audit
 from federation_server.store.ledger.commands import (
     CommandRecord,
     NewCommand,
@@ -93,6 +95,9 @@ WITH made AS (
     INSERT INTO command_transitions
         (command_id, revision, state, transition_time, attempt, actor, reason)
     SELECT command_id, revision, state, create_time, attempt, 'admin:' || issuer, '' FROM made
+), audited AS ({audit.INSERT.format("$2")}
+    -- IS TRUE: looked up in a hash table. Else it were a join, each with each.
+    WHERE (object_id::uuid IN (SELECT command_id FROM made)) IS TRUE
 )
 SELECT command_id::text FROM made
 """.encode()
@@ -136,14 +141,19 @@ def known_later(
 
 
 def insert_later(
-    send: Pipeline, commands: Sequence[tuple[NewCommand, datetime]]
+    send: Pipeline, commands: Sequence[tuple[NewCommand, datetime, Entry]]
 ) -> Callable[[], Awaitable[list[CommandRecord | None]]]:
-    """Puts the commands into the ledger, at the transaction's time. Asks now, and gives them when
-    called; None for each whose issuer has used its request_id before.
+    """Puts the commands into the ledger, at the transaction's time, and for each an entry into the
+    audit log, whose object it becomes. Asks now, and gives them when called; None for each whose
+    issuer has used its request_id before.
     """
     made = [
         replace(preview(new, now), command_id=str(uuid.uuid4()), revision=1)
-        for new, now in commands
+        for new, now, _ in commands
+    ]
+    entries = [
+        replace(entry, object_id=record.command_id)
+        for (_, _, entry), record in zip(commands, made, strict=True)
     ]
     values = [
         {
@@ -156,12 +166,12 @@ def insert_later(
                 if (span := getattr(new, name)) is not None
             },
         }
-        for (new, _), record in zip(commands, made, strict=True)
+        for (new, _, _), record in zip(commands, made, strict=True)
     ]
-    answer = send(_INSERT, orjson.dumps(values).decode())
+    answer = send(_INSERT, orjson.dumps(values).decode(), audit.to_json(entries))
 
     async def inserted() -> list[CommandRecord | None]:
-        if not any(new.request_id for new, _ in commands):  # nothing to wait for
+        if not any(new.request_id for new, _, _ in commands):  # nothing to wait for
             return list(made)
         ids = {command_id for (command_id,) in await answer}
         return [record if record.command_id in ids else None for record in made]

@@ -1,0 +1,160 @@
+"""What an entry of the audit log is, and what of a change goes into it.
+
+A change is told by the fields that differ, as they were and as they are. What is a secret, by its
+key or its looks, is left out, and so is a value that is too large: the log says who did what, and
+the object itself has the rest.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from federation_server.domain.neuron import JsonObject
+
+STRANGER = "stranger"
+"""The actor of a call whose credential names nobody."""
+
+OK = "OK"
+
+MOST_BYTES = 2048
+"""The size as JSON beyond which a value is left out and its size said."""
+
+MOST_ID_LENGTH = 128
+"""Ids that were refused may be of any length."""
+
+REDACTED = "[redacted]"
+
+_SECRET = re.compile(
+    r"secret|passw|passphrase|authorization|credential|cookie|private_?key|api_?key|admin_?key"
+    r"|(token|jwt|pwd)$",
+    re.IGNORECASE,
+)
+"""Keys of secrets."""
+
+_IN_TEXT = re.compile(
+    r"(?<![A-Za-z0-9])(?:fet|fak)_[\w-]{8,}"  # the federation's own
+    r"|(?<![\w-])eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"  # a JWT
+    r"|(?<=://)[^\s/@]*:[^\s/]*(?=@)"  # https://user:password@host
+)
+"""Secrets by their own looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who did what, or tried to; the fields are those of the table, and of the contract."""
+
+    actor: str = STRANGER
+    role: str = ""
+    api_key_id: str = ""
+    peer: str = ""
+    method: str = ""
+    object_type: str = ""
+    object_id: str = ""
+    neuron_id: str = ""
+    before: JsonObject | None = None
+    after: JsonObject | None = None
+    outcome: str = OK
+    reason: str = ""
+    count: int = 1
+    request_id: str = ""
+    call_id: str = ""
+    server_id: str = ""
+
+    def together(self, other: Entry) -> Entry:
+        """One entry for both: the later one, without what they do not have in common. The counts
+        are the caller's.
+        """
+        differs = [name for name in _OWN if getattr(self, name) != getattr(other, name)]
+        without: dict[str, Any] = {name: _NOT_COMMON.get(name, "") for name in differs}
+        return replace(other, **without)
+
+
+_OWN = (
+    "actor",
+    "role",
+    "api_key_id",
+    "peer",
+    "method",
+    "object_type",
+    "object_id",
+    "neuron_id",
+    "request_id",
+    "call_id",
+)
+"""What entries of the same outcome may differ in."""
+
+_NOT_COMMON = {"actor": STRANGER}
+
+
+def differences(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+) -> tuple[JsonObject | None, JsonObject | None]:
+    """The fields that differ, before and after, fit for the log. None: there was no object, or
+    there is none any more. Two empty objects: nothing has changed.
+    """
+    if before is None or after is None:
+        return fit(_said(before)), fit(_said(after))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return (
+        fit({name: before[name] for name in names if name in before}),
+        fit({name: after[name] for name in names if name in after}),
+    )
+
+
+def _said(values: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Of a whole object what it has; most fields of most are empty."""
+    return None if values is None else {name: value for name, value in values.items() if value}
+
+
+def fit(values: Mapping[str, Any] | None) -> Any:
+    """The values without secrets, each within its bound."""
+    if values is None:
+        return None
+    return {name: _bounded(_redacted(name, value)) for name, value in values.items()}
+
+
+def _bounded(value: Any) -> Any:
+    size = len(orjson.dumps(value))
+    return value if size <= MOST_BYTES else {"omitted_bytes": size}
+
+
+def _redacted(name: str, value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _redacted(key, each) for key, each in value.items()}
+        case list() | tuple():
+            return [_redacted(name, each) for each in value]
+        case str() if value:
+            return REDACTED if _SECRET.search(name) else _IN_TEXT.sub(REDACTED, value)
+    return value
+
+
+def fit_id(text: str) -> str:
+    """An id that was asked for, whether or not it can be one."""
+    return text.replace("\0", "")[:MOST_ID_LENGTH]
+
+
+def address(peer: str) -> str:
+    """The address of a gRPC peer, without the port: "ipv4:10.0.0.7:5123" is 10.0.0.7."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return kind
+    return rest.rpartition(":")[0].strip("[]")
+
+
+def neighbourhood(peer: str) -> str:
+    """Whom an address is grouped with: of IPv6 its /64, which one host has all to itself."""
+    try:
+        found = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    if found.version == 4:
+        return peer
+    return str(ipaddress.ip_network((found, 64), strict=False))
