@@ -173,6 +173,9 @@ def test_a_long_id_does_not_make_a_long_error(make: Callable[[str], Refused]) ->
 Behavior = Callable[..., Any]
 
 
+KINDS = ("UnaryUnary", "StreamUnary", "UnaryStream", "StreamStream")
+
+
 def _handlers(behavior: Behavior) -> dict[str, Any]:
     """The behavior as a handler of each kind of RPC; it is a coroutine, or a generator."""
     makers = {
@@ -252,7 +255,7 @@ def reason(status: status_pb2.Status) -> str:
     return name
 
 
-@pytest.mark.parametrize("kind", ["UnaryUnary", "StreamUnary", "UnaryStream", "StreamStream"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_handler_of_any_kind_ends_its_rpc_by_raising(kind: str) -> None:
     async with serving(raising(errors.neuron_not_found("n-1"))) as channel:
         status = await outcome(channel, kind)
@@ -476,11 +479,55 @@ class _Refusing(grpc.aio.ServerInterceptor):
         raise errors.credential_missing()
 
 
-@pytest.mark.parametrize("kind", ["UnaryUnary", "StreamUnary", "UnaryStream", "StreamStream"])
+@pytest.mark.parametrize("kind", KINDS)
 async def test_an_interceptor_behind_may_refuse_a_call_of_any_kind(kind: str) -> None:
     async with serving(raising(AssertionError("reached")), _Refusing()) as channel:
         status = await outcome(channel, kind)
     assert reason(status) == "CREDENTIAL_MISSING"
+
+
+class _Failing(grpc.aio.ServerInterceptor):
+    """Has a fault of its own."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        raise RuntimeError("password=hunter2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        *((kind, where) for kind in KINDS for where in ("handler", "interceptor")),
+        *((kind, "generator") for kind in KINDS if kind.endswith("Stream")),
+    ],
+)
+async def test_wherever_a_fault_is_nobody_is_told_more_than_an_incident(
+    kind: str, where: str
+) -> None:
+    fault = RuntimeError("password=hunter2")
+    behavior = raising_after_a_response(fault) if where == "generator" else raising(fault)
+    async with serving(behavior, *([_Failing()] if where == "interceptor" else [])) as channel:
+        started = call(channel, kind)
+        if where == "generator":
+            await started.read()
+        status = await ended(started.read() if kind.endswith("Stream") else started)
+    assert reason(status) == "INTERNAL"
+    assert b"hunter2" not in status.SerializeToString()
+
+
+async def test_a_handler_that_runs_in_a_thread_is_answered_for_as_well() -> None:
+    def failing(request: object, context: object) -> StringValue:
+        raise RuntimeError("password=hunter2")
+
+    async with serving(failing) as channel:
+        status = await outcome(channel, "UnaryUnary")
+        undecodable = await outcome(channel, "UnaryUnary", b"\xff\xff")
+    assert reason(status) == "INTERNAL"
+    assert b"hunter2" not in status.SerializeToString()
+    assert reason(undecodable) == "INVALID_FIELD"
 
 
 async def test_an_unknown_method_stays_unimplemented() -> None:
