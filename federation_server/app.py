@@ -34,6 +34,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
+from federation_server.live.rates import Limit, Rates
 from federation_server.live.rollup import Rollup
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
@@ -83,6 +84,9 @@ class App:
         self.metrics = Metrics()
         self.admission = Admission(
             self.metrics, rate=settings.admission_rate, burst=settings.admission_burst
+        )
+        self.rates = Rates(
+            self.metrics, {limit: getattr(settings, limit.value.lower()) for limit in Limit}
         )
         self.session_settings = SessionSettings(
             settings.heartbeat_interval, settings.analytics_interval
@@ -245,6 +249,7 @@ class App:
             dispatcher=self.dispatcher,
             metrics=self.metrics,
             admission=self.admission,
+            rates=self.rates,
             pacing=self.pacing,
             settings=self.session_settings,
             server_id=self.server_id,
@@ -252,7 +257,7 @@ class App:
             changed=self._commands_changed,
         )
         return build_server(
-            [ErrorMapping(), Authentication(self.database, tokens, self.admission)],
+            [ErrorMapping(), Authentication(self.database, tokens, self.admission, self.rates)],
             self.health,
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),

@@ -5,8 +5,12 @@ an API key, `x-admin-key: …` an API key. A handler learns by `current_neuron` 
 whom it serves: grpc.aio runs interceptors and handler of a call in one task, so a context variable
 reaches from here to there. `methods.METHODS` says for whom each RPC is.
 
-Register and Connect also need the server to take them on (`live/admission.py`). Who is told to
-come later has cost no question to the database, and who shows no good token takes nobody's turn.
+Each neuron and each API key may call so often (`live/rates.py`). Connect also needs the server to
+take it on (`live/admission.py`), as Register does, which asks itself. Who is told to come later has
+cost no question to the database, and who shows no good token takes nobody's turn.
+
+An address that shows one bad credential after the other is told to wait. That is told in place of
+what is wrong with a bad credential, so a good one is let in always, from wherever it comes.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc.aio
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import (
     Admin,
     Caller,
@@ -29,13 +35,15 @@ from federation_server.domain.access import (
     Role,
     secret_hash,
 )
+from federation_server.domain.address import source_of
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.admission import Admission, Entry
+from federation_server.live.rates import Limit, Rates
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import refusal, refusing
-from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
+from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS
 from federation_server.rpc.tokens import Tokens
-from federation_server.store.access import FoundKey, find_api_key
+from federation_server.store.access import FoundKey, find_api_keys
 from federation_server.store.database import Database
 from federation_server.store.registration import find_standing
 
@@ -54,6 +62,9 @@ FIRST_MESSAGE_S = 1.0
 
 LOOKUP_TIMEOUT_S = 3.0
 """How long the database may take to say who calls."""
+
+KEYS_AT_ONCE = 500
+"""How many API keys one question is about."""
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 
@@ -108,16 +119,19 @@ class Authentication(grpc.aio.ServerInterceptor):
         database: Database,
         tokens: Tokens,
         admission: Admission,
+        rates: Rates,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Asks `database` who a credential is; `clock` is in seconds."""
         self._database = database
         self._admission = admission
+        self._rates = rates
         self._tokens = tokens
         self._keys = _KeyCache(clock)
         self._lookups: set[asyncio.Task[Any]] = set()
-        self._asking: dict[bytes, asyncio.Task[FoundKey | None]] = {}
+        self._asked: dict[bytes, asyncio.Future[FoundKey | None]] = {}
+        self._asking: asyncio.Task[None] | None = None
 
     async def intercept_service(
         self,
@@ -131,18 +145,39 @@ class Authentication(grpc.aio.ServerInterceptor):
         if handler is None:  # no such RPC: grpc answers UNIMPLEMENTED
             return None
         method = handler_call_details.method
+        heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
         try:
-            _principal.set(await self._admit(method, handler_call_details.invocation_metadata))
+            principal = await self._admit(method, handler_call_details.invocation_metadata)
+            if isinstance(principal, Admin) and handler.response_streaming:
+                self._hold_stream(principal)
+            _principal.set(principal)
+        except errors.Refused as refused:
+            if refused.reason == ErrorReason.ERROR_REASON_CREDENTIAL_INVALID:
+                # Where it came from is known only once the call is served.
+                return refusing(partial(self._failed, refused, method), heard_s=heard_s)
+            return refusing(refusal(refused, method), heard_s=heard_s)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
-            heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
             return refusing(refusal(error, method), heard_s=heard_s)
         return handler
+
+    def _failed(self, refused: errors.Refused, method: str, peer: str) -> errors.Refused:
+        """What a call is told whose credential is no good."""
+        wait_s = self._rates.take(Limit.FAILED_CREDENTIAL_RATE, source_of(peer))
+        if wait_s:
+            refused = errors.rate_limited(Limit.FAILED_CREDENTIAL_RATE, wait_s)
+        return refusal(refused, method)
+
+    def _hold_stream(self, admin: Admin) -> None:
+        """Counts a stream of that admin's for as long as its call lasts."""
+        if wait_s := self._rates.open_stream(admin.name):
+            raise errors.rate_limited(Limit.ADMIN_STREAMS, wait_s)
+        call = asyncio.current_task()
+        assert call is not None
+        call.add_done_callback(lambda _: self._rates.close_stream(admin.name))
 
     async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
         caller = METHODS.get(method)
         if caller is Caller.ANYONE:
-            if method == REGISTER:
-                self._take_on(Entry.REGISTER)
             return None
         if caller is None:
             log.error("RPC without a role", action="rpc_unlisted", method=method)
@@ -156,18 +191,25 @@ class Authentication(grpc.aio.ServerInterceptor):
             identity = self._tokens.verify(credential)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
+            # A token that was revoked must not use up what its neuron may do.
+            self._limit(Limit.NEURON_CALL_RATE, f"{identity.neuron_id} {identity.generation}")
             if method == CONNECT:
-                self._take_on(Entry.CONNECT)  # opening the session asks for its standing
+                self._take_on()  # opening the session asks for its standing
             else:
                 await self._check_standing(identity, method)
             return identity
         admin = await self._find_admin(credential)
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
+        self._limit(Limit.ADMIN_CALL_RATE, admin.name)
         return admin
 
-    def _take_on(self, entry: Entry) -> None:
-        if wait_s := self._admission.admit(entry):
+    def _limit(self, limit: Limit, caller: str) -> None:
+        if wait_s := self._rates.take(limit, caller):
+            raise errors.rate_limited(limit, wait_s)
+
+    def _take_on(self) -> None:
+        if wait_s := self._admission.admit(Entry.CONNECT):
             raise errors.server_busy(wait_s)
 
     async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
@@ -195,17 +237,36 @@ class Authentication(grpc.aio.ServerInterceptor):
         return found.admin
 
     async def _look_up(self, secret: str) -> FoundKey | None:
-        """The key in the store. Calls that come at the same time with the same one ask once."""
+        """The key in the store. One question is under way at a time, about all keys that wait: so
+        however many unknown ones come, they cost the database little and a good one no long wait.
+        """
         digest = secret_hash(secret)
-        asking = self._asking.get(digest)
-        if asking is None:
-            asking = asyncio.create_task(
-                self._ask(lambda connection: find_api_key(connection, secret)), name="API key"
-            )
-            self._asking[digest] = asking
-            asking.add_done_callback(lambda _: self._asking.pop(digest))
-            asking.add_done_callback(_fetched)
-        return await asyncio.shield(asking)
+        answer = self._asked.get(digest)
+        if answer is None:
+            answer = self._asked[digest] = asyncio.Future()
+            answer.add_done_callback(_fetched)
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_for_keys(), name="API keys")
+        return await asyncio.shield(answer)
+
+    async def _ask_for_keys(self) -> None:
+        """Answers all who wait for a key."""
+        asked: dict[bytes, asyncio.Future[FoundKey | None]] = {}
+        try:
+            while self._asked:
+                asked = {digest: self._asked[digest] for digest in [*self._asked][:KEYS_AT_ONCE]}
+                for digest in asked:  # who comes from now on asks anew
+                    del self._asked[digest]
+                found = await self._ask(partial(find_api_keys, secret_hashes=[*asked]))
+                for digest, answer in asked.items():
+                    answer.set_result(found.get(digest))
+        except Exception as error:  # noqa: BLE001 - whoever waits fails with it
+            for answer in (*asked.values(), *self._asked.values()):
+                if not answer.done():
+                    answer.set_exception(error)
+            self._asked.clear()
+        finally:
+            self._asking = None
 
     async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """The database's answer, or UNAVAILABLE in time.
@@ -231,7 +292,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         _fetched(task)
 
 
-def _fetched(task: asyncio.Task[Any]) -> None:
+def _fetched(task: asyncio.Future[Any]) -> None:
     """A caller that has gone does not fetch what a task ended with."""
     if not task.cancelled():
         task.exception()

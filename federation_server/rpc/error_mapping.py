@@ -63,8 +63,9 @@ _LEVELS = {
 }
 """How loud the log is about a Refused; INFO for the codes that are not here."""
 
-_QUIET = frozenset({ErrorReason.ERROR_REASON_SERVER_BUSY})
-"""Thousands may be refused like that in a second; `live/admission.py` sums them up."""
+_QUIET = frozenset({ErrorReason.ERROR_REASON_SERVER_BUSY, ErrorReason.ERROR_REASON_RATE_LIMITED})
+"""Thousands may be refused like that in a second; `live/admission.py` and `live/rates.py` sum them
+up."""
 
 
 def refusal(error: Exception, method: str = "") -> Refused:
@@ -174,8 +175,9 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
         return wrapped
 
 
-def refusing(refused: Refused, *, heard_s: float = 0.0) -> Handler:
-    """A handler that ends an RPC of any kind with that error and decodes nothing of it.
+def refusing(refused: Refused | Callable[[str], Refused], *, heard_s: float = 0.0) -> Handler:
+    """A handler that ends an RPC of any kind with that error, or with what a function of the
+    caller's peer says, and decodes nothing of it.
 
     It waits up to `heard_s` for the first message: a client of grpc.aio that is still writing one
     when its call ends says INTERNAL and loses the error, and with it RetryInfo.
@@ -186,7 +188,8 @@ def refusing(refused: Refused, *, heard_s: float = 0.0) -> Handler:
             with suppress(TimeoutError):
                 async with asyncio.timeout(heard_s):
                     await context.read()
-        await abort(context, refused)
+        error = refused if isinstance(refused, Refused) else refused(context.peer())
+        await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 

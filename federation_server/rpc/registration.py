@@ -52,6 +52,13 @@ class Registration:
         self._database = database
         self._tokens = tokens
 
+    def shows_own_token(self, request: pb.RegisterRequest, metadata: auth.Metadata | None) -> bool:
+        """Whether a call carries the token of the neuron that it registers, and its time is not
+        over. Costs the database nothing.
+        """
+        own = self._own_identity(request.description.neuron_id, metadata)
+        return isinstance(own, NeuronIdentity)
+
     async def register(
         self, request: pb.RegisterRequest, metadata: auth.Metadata | None
     ) -> pb.RegisterResponse:

@@ -31,6 +31,7 @@ from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
+from federation_server.live.rates import Rates
 from federation_server.live.session import Cancel, Refusal, Session, SessionEnd, Sessions, Settings
 from federation_server.live.writer import Writer
 from federation_server.rpc import convert_stream, errors, limits
@@ -73,6 +74,7 @@ class StreamParts:
     dispatcher: Dispatcher
     metrics: Metrics
     admission: Admission
+    rates: Rates
     pacing: Pacing
     settings: Settings
     """What neurons without a stream are told; with one it is `pacing`'s."""

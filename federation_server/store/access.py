@@ -6,7 +6,6 @@ kept as they are: who can read them can read all that they protect.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import func, or_, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import LargeBinary, any_, func, literal, or_, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.access import (
@@ -80,23 +79,26 @@ class SigningKey:
     secret: bytes
 
 
-async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | None:
-    """The API key with that secret; None if there is none or it was revoked."""
-    wanted = secret_hash(secret)
-    row = (
-        await connection.execute(
-            select(
-                api_keys.c.name,
-                api_keys.c.role,
-                api_keys.c.secret_hash,
-                api_keys.c.expire_time,
-                func.coalesce(api_keys.c.expire_time <= func.now(), False).label("expired"),
-            ).where(api_keys.c.secret_hash == wanted, api_keys.c.revoke_time.is_(None))
+async def find_api_keys(
+    connection: AsyncConnection, secret_hashes: Sequence[bytes]
+) -> dict[bytes, FoundKey]:
+    """The API keys whose secrets have those hashes, but for those that were revoked."""
+    rows = await connection.execute(
+        select(
+            api_keys.c.name,
+            api_keys.c.role,
+            api_keys.c.secret_hash,
+            api_keys.c.expire_time,
+            func.coalesce(api_keys.c.expire_time <= func.now(), False).label("expired"),
+        ).where(
+            api_keys.c.secret_hash == any_(literal(secret_hashes, ARRAY(LargeBinary))),
+            api_keys.c.revoke_time.is_(None),
         )
-    ).one_or_none()
-    if row is None or not hmac.compare_digest(row.secret_hash, wanted):
-        return None
-    return FoundKey(Admin(row.name, row.role), row.expire_time, row.expired)
+    )
+    return {
+        bytes(row.secret_hash): FoundKey(Admin(row.name, row.role), row.expire_time, row.expired)
+        for row in rows
+    }
 
 
 async def seed_admin_key(connection: AsyncConnection, configured: str | None) -> SeededKey:

@@ -432,6 +432,7 @@ async def beyond_the_gate(
         dispatcher=app.dispatcher,
         metrics=app.metrics,
         admission=app.admission,
+        rates=app.rates,
         pacing=app.pacing,
         settings=app.session_settings,
         server_id=app.server_id,

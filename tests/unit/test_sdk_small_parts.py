@@ -16,7 +16,7 @@ from neuron_sdk.lanes import Lane
 from neuron_sdk.metrics import Metrics
 from neuron_sdk.outcome import MAX_LOG_TAIL_BYTES
 from neuron_sdk.points import Point
-from neuron_sdk.recovery import recover
+from neuron_sdk.recovery import gives_turn, recover
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.reports import Reports, make_event
 
@@ -171,11 +171,12 @@ def test_who_does_not_speak_the_contract_is_no_federation_and_is_tried_slowly(co
     assert "FEDERATION_URL" in plan.remedy
 
 
-def test_a_busy_federation_gives_turns() -> None:
+@pytest.mark.parametrize("reason", ["SERVER_BUSY", "RATE_LIMITED"])
+def test_a_busy_federation_gives_turns(reason: str) -> None:
+    assert gives_turn(reason)
+    assert not gives_turn("DATABASE_UNAVAILABLE")
     for registering in (True, False):
-        plan = recover(
-            "SERVER_BUSY", "RESOURCE_EXHAUSTED", enrollable=True, registering=registering
-        )
+        plan = recover(reason, "RESOURCE_EXHAUSTED", enrollable=True, registering=registering)
         assert plan.turn
         assert not plan.slow
         assert not plan.register_again
