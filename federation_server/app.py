@@ -38,6 +38,7 @@ from federation_server.live.rates import Limit, Rates
 from federation_server.live.rollup import Rollup
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
+from federation_server.live.silence import Silence
 from federation_server.live.sweeper import Sweeper
 from federation_server.live.watchers import CommandWatchers
 from federation_server.live.writer import Writer
@@ -46,6 +47,7 @@ from federation_server.rpc.analytics import AnalyticsServicer
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.command import CommandServicer
 from federation_server.rpc.command_batch import CommandParts
+from federation_server.rpc.deadlines import Deadlines
 from federation_server.rpc.error_mapping import ErrorMapping
 from federation_server.rpc.fleet import FleetServicer
 from federation_server.rpc.registration import Registration
@@ -93,6 +95,9 @@ class App:
         )
         self.pacing = Pacing(
             self.sessions, self.metrics, self.session_settings, rate=settings.heartbeat_rate
+        )
+        self.silence = Silence(
+            self.sessions, self.metrics, silent_after=settings.silent_stream_after
         )
         self.watchers = CommandWatchers(database)
         self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)
@@ -204,6 +209,7 @@ class App:
                         self.rollup.run,
                         self.housekeeping.run,
                         self.pacing.run,
+                        self.silence.run,
                         self.lease.run,
                     )
                 ]
@@ -250,6 +256,7 @@ class App:
             metrics=self.metrics,
             admission=self.admission,
             rates=self.rates,
+            message_rate=self.settings.neuron_message_rate,
             pacing=self.pacing,
             settings=self.session_settings,
             server_id=self.server_id,
@@ -257,7 +264,11 @@ class App:
             changed=self._commands_changed,
         )
         return build_server(
-            [ErrorMapping(), Authentication(self.database, tokens, self.admission, self.rates)],
+            [
+                Deadlines(self.metrics),
+                ErrorMapping(),
+                Authentication(self.database, tokens, self.admission, self.rates),
+            ],
             self.health,
             session=SessionServicer(Registration(self.database, tokens), parts),
             fleet=FleetServicer(self.database, self.sessions, self.server_id),

@@ -99,19 +99,20 @@ class Rates:
         if not self._streams[key]:
             del self._streams[key]
 
+    def resting(self, rate: float) -> Callable[[int], float]:
+        """For one stream: a function of how many messages were read since it was called last, which
+        answers for how many seconds to read no more.
+        """
+        bucket, clock = _bucket_of(rate), self._clock
+        return lambda messages: bucket.spend(clock(), messages)
+
     def _bucket(self, limit: Limit, caller: str) -> Bucket:
         buckets = self._buckets[limit]
         bucket = buckets.get(caller)
         if bucket is not None:
             buckets.move_to_end(caller)
             return bucket
-        rate = self._limits[limit]
-        bucket = buckets[caller] = Bucket(
-            rate=rate,
-            burst=max(1.0, rate * BURST_S),
-            longest_s=LONGEST_S,
-            uniform=random.uniform,
-        )
+        bucket = buckets[caller] = _bucket_of(self._limits[limit])
         if len(buckets) > MOST_CALLERS:
             buckets.popitem(last=False)
         return bucket
@@ -126,3 +127,8 @@ class Rates:
                 limit=limit.value,
                 caller=caller,
             )
+
+
+def _bucket_of(rate: float) -> Bucket:
+    burst = max(1.0, rate * BURST_S)
+    return Bucket(rate=rate, burst=burst, longest_s=LONGEST_S, uniform=random.uniform)

@@ -109,12 +109,15 @@ class Session:
         "end",
         "end_detail",
         "epoch",
+        "heard",
         "instance_id",
         "neuron_id",
         "on_end",
         "reconnect_after",
         "session_id",
         "spool_id",
+        "writing",
+        "written",
     )
 
     CROWDED = 256
@@ -129,6 +132,12 @@ class Session:
         self.instance_id = instance_id
         self.spool_id = spool_id
         self.ack_sequence = 0
+        self.heard = 0
+        """How many messages have been read."""
+        self.written = 0
+        """How many messages have been written."""
+        self.writing = False
+        """Whether the next one is being written."""
         self.end: SessionEnd | None = None
         self.end_detail = ""
         self.on_end: Callable[[], None] | None = None

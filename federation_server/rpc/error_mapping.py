@@ -27,6 +27,9 @@ from federation_server.store.paging import PageTokenInvalid
 
 log = structlog.get_logger(__name__)
 
+LAST_WORDS_S = 5.0
+"""How long the end of an RPC waits for its client to take it."""
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _PACKAGE = "/federation."
@@ -133,7 +136,11 @@ def _log(refused: Refused, error: Exception, level: int, method: str) -> None:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -> None:
     """Ends the RPC with that error. Never returns: grpc raises its AbortError."""
     try:
-        await context.abort(refused.code, refused.message, errors.trailers(refused))
+        async with asyncio.timeout(LAST_WORDS_S):
+            await context.abort(refused.code, refused.message, errors.trailers(refused))
+    except TimeoutError:
+        # It stands behind what its client does not read, and comes when that is read.
+        raise asyncio.CancelledError from None
     except (grpc.aio.InternalError, grpc.aio.UsageError):
         # The connection broke before this could be said: the caller has gone, which is what grpc
         # cancels a handler for. It keeps no second status in any case.
