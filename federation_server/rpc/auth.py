@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -214,7 +215,9 @@ class Authentication(grpc.aio.ServerInterceptor):
 
     async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
         neuron_id = identity.neuron_id
-        standing = await self._ask(lambda connection: find_standing(connection, neuron_id))
+        standing = await self._ask(
+            self._database.begin_for_neurons, partial(find_standing, neuron_id=neuron_id)
+        )
         if standing is None:
             raise errors.credential_invalid()
         deactivated = standing.lifecycle is Lifecycle.DEACTIVATED
@@ -257,7 +260,9 @@ class Authentication(grpc.aio.ServerInterceptor):
                 asked = {digest: self._asked[digest] for digest in [*self._asked][:KEYS_AT_ONCE]}
                 for digest in asked:  # who comes from now on asks anew
                     del self._asked[digest]
-                found = await self._ask(partial(find_api_keys, secret_hashes=[*asked]))
+                found = await self._ask(
+                    self._database.begin, partial(find_api_keys, secret_hashes=[*asked])
+                )
                 for digest, answer in asked.items():
                     answer.set_result(found.get(digest))
         except Exception as error:  # noqa: BLE001 - whoever waits fails with it
@@ -268,15 +273,19 @@ class Authentication(grpc.aio.ServerInterceptor):
         finally:
             self._asking = None
 
-    async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """The database's answer, or UNAVAILABLE in time.
+    async def _ask(
+        self,
+        begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        question: Callable[[AsyncConnection], Awaitable[T]],
+    ) -> T:
+        """The database's answer, or UNAVAILABLE in time; `begin` is the way to it.
 
         The question is a task of its own, because a driver that is cancelled waits for the server
         to agree, which one that hangs never does.
         """
 
         async def answer() -> T:
-            async with self._database.begin() as connection:
+            async with begin() as connection:
                 return await question(connection)
 
         task = asyncio.create_task(answer(), name="authentication")

@@ -119,7 +119,11 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
 
 
 def _log(refused: Refused, error: Exception, level: int, method: str) -> None:
-    cause = {} if error is refused else {"cause": type(error).__name__, "detail": first_line(error)}
+    cause: dict[str, str] = {}
+    if error is not refused:
+        cause = {"cause": type(error).__name__, "detail": first_line(error)}
+    elif error.__cause__ is not None:
+        cause = {"cause": type(error.__cause__).__name__}
     log.log(
         level,
         "RPC refused",

@@ -80,14 +80,14 @@ class Registration:
         if not request.enrollment_token:
             raise own
         # Another transaction: an enrollment token's row is always locked before a neuron's.
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             admitted = await _enroll(connection, description, request)
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 
     async def refresh_token(self, neuron: NeuronIdentity) -> pb.RefreshTokenResponse:
         """A new token of the same generation."""
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             now = await current_time(connection)
         log.info("token refreshed", action="token_refreshed", neuron_id=neuron.neuron_id)
         return pb.RefreshTokenResponse(token=self._token(neuron.neuron_id, neuron.generation, now))
@@ -101,7 +101,7 @@ class Registration:
             errors.Refused: the neuron was deleted, or its token revoked, since it called.
         """
         neuron_id = neuron.neuron_id
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             standing = await store.lock_neuron(connection, neuron_id)
             if standing is None:
                 raise errors.credential_invalid()
@@ -119,7 +119,7 @@ class Registration:
     async def _renewed(
         self, description: NeuronDescription, identity: NeuronIdentity
     ) -> pb.RegisterResponse | None:
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             admitted = await _renew(connection, description, identity)
             if admitted is None:
                 return None

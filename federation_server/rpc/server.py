@@ -52,8 +52,8 @@ OPTIONS = (
     # is a connection kept on which nobody calls anything.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
-    # What one connection may have this process do at a time.
-    ("grpc.max_concurrent_streams", 2_000),
+    # What one connection may have this process do at a time. Beyond it gRPC answers UNAVAILABLE.
+    ("grpc.max_concurrent_streams", 5_000),
     # Calls that wait for this process to take them. Beyond the first number gRPC drops some at
     # random (from 1,000 on unless it is set), with nothing but CANCELLED: a herd is for
     # `live/admission.py`, which says when to come again.

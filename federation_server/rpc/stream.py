@@ -167,7 +167,7 @@ class NeuronStream:
         )
         opened = await parts.opener.open(new)
         if opened is None:
-            async with parts.database.begin() as connection:
+            async with parts.database.begin_for_neurons() as connection:
                 raise await turned_away(connection, identity)
         session = Session(
             neuron_id=identity.neuron_id,

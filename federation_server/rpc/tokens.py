@@ -14,14 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
-import structlog
 
 from federation_server.domain.access import NeuronIdentity, TokenLifetime
 from federation_server.rpc import errors
 from federation_server.store.access import SigningKey, load_signing_keys
 from federation_server.store.database import Database
-
-log = structlog.get_logger(__name__)
 
 ALGORITHM = "HS256"
 ISSUER = "federation"
@@ -86,13 +83,9 @@ class Tokens:
         except jwt.ExpiredSignatureError:
             raise errors.credential_expired() from None
         except jwt.PyJWTError as error:
-            # The error's class says enough; its text may quote the token.
-            log.info(
-                "neuron token refused",
-                action="token_refused",
-                reason=type(error).__name__,
-            )
-            raise errors.credential_invalid() from None
+            # Its class is logged where the call is refused, unless there are too many of them; its
+            # text may quote the token.
+            raise errors.credential_invalid() from error
         return NeuronIdentity(
             neuron_id=claims["sub"],
             generation=claims["gen"],
