@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import grpc
+import grpc.aio
 import pytest
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
 from neuron_sdk.backoff import Backoff
+from neuron_sdk.channel import RpcFailure, read_failure
 from neuron_sdk.context import CommandContext, Progress
 from neuron_sdk.convert import report_message
 from neuron_sdk.intervals import Intervals, SessionIntervals
@@ -180,6 +185,25 @@ def test_a_busy_federation_gives_turns(reason: str) -> None:
         assert plan.turn
         assert not plan.slow
         assert not plan.register_again
+
+
+def failure(**info: Any) -> RpcFailure:
+    """What the SDK makes of a RESOURCE_EXHAUSTED with that ErrorInfo."""
+    status = status_pb2.Status()
+    for detail in (ErrorInfo(domain="federation", **info), RetryInfo(retry_delay={"seconds": 3})):
+        status.details.add().Pack(detail)
+    trailers = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return read_failure(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers))
+
+
+def test_who_is_told_to_wait_for_bad_credentials_replaces_its_own() -> None:
+    told = failure(reason="RATE_LIMITED", metadata={"limit": "FAILED_CREDENTIAL_RATE"})
+    plan = recover(told.reason, told.code, enrollable=True, registering=False)
+    assert (plan.register_again, plan.turn, told.retry_after) == (True, False, 3.0)
+    told = failure(reason="RATE_LIMITED", metadata={"limit": "NEURON_CALL_RATE"})
+    plan = recover(told.reason, told.code, enrollable=True, registering=False)
+    assert (plan.register_again, plan.turn, told.retry_after) == (False, True, 3.0)
 
 
 def test_what_passes_by_itself_is_tried_soon() -> None:
