@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
@@ -22,13 +23,17 @@ import structlog
 from prometheus_client import start_http_server
 
 from federation_server import __version__
+from federation_server.domain.access import EnrollmentMode, TokenLifetime
 from federation_server.domain.command import IN_FLIGHT_STATES
 from federation_server.domain.neuron import Presence
 from federation_server.live.admission import Admission
+from federation_server.live.approvals import Approvals
+from federation_server.live.certificates import Certificates, CertificateUnusable
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.housekeeping import Housekeeping
 from federation_server.live.issuer import Issuer
+from federation_server.live.key_uses import KeyUses
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
@@ -36,6 +41,7 @@ from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
 from federation_server.live.rates import Limit, Rates
 from federation_server.live.rollup import Rollup
+from federation_server.live.rotation import TokenRotation
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
 from federation_server.live.silence import Silence
@@ -50,10 +56,12 @@ from federation_server.rpc.command_batch import CommandParts
 from federation_server.rpc.deadlines import Deadlines
 from federation_server.rpc.error_mapping import ErrorMapping
 from federation_server.rpc.fleet import FleetServicer
+from federation_server.rpc.neuron_changes import SessionEnding
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.server import Health, build_server
 from federation_server.rpc.session import SessionServicer
 from federation_server.rpc.stream import StreamParts
+from federation_server.rpc.tls import server_credentials
 from federation_server.rpc.tokens import Tokens
 from federation_server.settings import Settings
 from federation_server.store import partitions, schema_version
@@ -74,16 +82,42 @@ class StartError(RuntimeError):
     """The server cannot start; the message says why and what to do."""
 
 
+def certificates_of(settings: Settings, metrics: Metrics) -> Certificates | None:
+    """What the gRPC port speaks TLS with; None for plaintext, which is for this machine alone.
+
+    Raises:
+        StartError: the certificate cannot be used, or plaintext would be served beyond loopback.
+    """
+    if settings.tls is not None:
+        try:
+            return Certificates(settings.tls, metrics)
+        except CertificateUnusable as error:
+            raise StartError(str(error)) from None
+    if settings.loopback or settings.insecure:
+        return None
+    raise StartError(
+        f"FEDERATION_HOST={settings.host} would serve plaintext beyond this machine:"
+        " set FEDERATION_TLS_CERT_FILE and FEDERATION_TLS_KEY_FILE"
+        " (`federation tls init` makes both), use 127.0.0.1,"
+        " or say --insecure where something in front speaks TLS"
+    )
+
+
 class App:
     """One server process."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
-        """Builds everything and starts nothing."""
+        """Builds everything and starts nothing.
+
+        Raises:
+            StartError: the gRPC port cannot be served as the settings say.
+        """
         self.settings = settings
         self.database = database
         self.server_id = uuid.uuid4().hex
         self.sessions = Sessions()
         self.metrics = Metrics()
+        self.certificates = certificates_of(settings, self.metrics)
         self.admission = Admission(
             self.metrics, rate=settings.admission_rate, burst=settings.admission_burst
         )
@@ -111,6 +145,7 @@ class App:
             followed=self.watchers.followed,
         )
         self.opener = Opener(database, self.server_id, unwanted=self._close_unwanted)
+        self.approvals = Approvals(database)
         self.health = Health()
         self.doubt = SelfDoubt(
             self.metrics,
@@ -138,7 +173,10 @@ class App:
             lost_after=settings.command_lost_after,
         )
         self.rollup = Rollup(database, self.metrics)
-        self.housekeeping = Housekeeping(database, settings.retention)
+        self.housekeeping = Housekeeping(
+            database, settings.retention, pending=settings.pending_retention
+        )
+        self.key_uses = KeyUses(database)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
@@ -188,7 +226,10 @@ class App:
         """
         await self._check_schema()
         await self.health.start()
-        server = await self._build_server()
+        lifetime = TokenLifetime(self.settings.token_ttl, self.settings.token_renewal)
+        tokens = await Tokens.load(self.database, lifetime)
+        server = self._build_server(tokens)
+        rotation = TokenRotation(self.database, self.sessions, tokens.issue)
         port = self._bind(server)
         metrics_server = self._serve_metrics()
         self.doubt.start()
@@ -197,25 +238,17 @@ class App:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(work(), name=work.__qualname__)
-                    for work in (
-                        self.writer.run,
-                        self.opener.run,
-                        self.dispatcher.run,
-                        self.issuer.run,
-                        self.watchers.run,
-                        self.notifier.run,
-                        self.doubt.run,
-                        self.sweeper.run,
-                        self.rollup.run,
-                        self.housekeeping.run,
-                        self.pacing.run,
-                        self.silence.run,
-                        self.lease.run,
-                    )
+                    for work in (*self._works(), rotation.run, tokens.run)
                 ]
                 await server.start()
                 self._server = server
-                log.info("serving", action="server_started", port=port, server_id=self.server_id)
+                log.info(
+                    "serving",
+                    action="server_started",
+                    port=port,
+                    server_id=self.server_id,
+                    tls=self.certificates is not None,
+                )
                 try:
                     yield port
                 finally:
@@ -228,6 +261,27 @@ class App:
             metrics_server.server_close()
             await self.database.close()
             log.info("stopped", action="server_stopped")
+
+    def _works(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs as long as the server serves."""
+        works = [
+            self.writer.run,
+            self.opener.run,
+            self.dispatcher.run,
+            self.issuer.run,
+            self.watchers.run,
+            self.notifier.run,
+            self.doubt.run,
+            self.sweeper.run,
+            self.rollup.run,
+            self.housekeeping.run,
+            self.approvals.run,
+            self.pacing.run,
+            self.silence.run,
+            self.key_uses.run,
+            self.lease.run,
+        ]
+        return works if self.certificates is None else [*works, self.certificates.run]
 
     def _serve_metrics(self) -> WSGIServer:
         host, port = self.settings.metrics_host, self.settings.metrics_port
@@ -245,13 +299,13 @@ class App:
         async with await self.database.connect("start") as connection:
             await partitions.ensure_ahead(connection)
 
-    async def _build_server(self) -> grpc.aio.Server:
-        tokens = await Tokens.load(self.database, ttl=self.settings.token_ttl)
+    def _build_server(self, tokens: Tokens) -> grpc.aio.Server:
         parts = StreamParts(
             database=self.database,
             writer=self.writer,
             sessions=self.sessions,
             opener=self.opener,
+            approvals=self.approvals,
             dispatcher=self.dispatcher,
             metrics=self.metrics,
             admission=self.admission,
@@ -263,15 +317,18 @@ class App:
             server_version=__version__,
             changed=self._commands_changed,
         )
+        ending = SessionEnding(self.sessions, self.server_id)
         return build_server(
             [
                 Deadlines(self.metrics),
                 ErrorMapping(),
-                Authentication(self.database, tokens, self.admission, self.rates),
+                Authentication(self.database, tokens, self.admission, self.rates, self.key_uses),
             ],
             self.health,
-            session=SessionServicer(Registration(self.database, tokens), parts),
-            fleet=FleetServicer(self.database, self.sessions, self.server_id),
+            session=SessionServicer(
+                Registration(self.database, tokens, EnrollmentMode(self.settings.enrollment)), parts
+            ),
+            fleet=FleetServicer(self.database, ending),
             command=CommandServicer(
                 CommandParts(
                     database=self.database,
@@ -284,18 +341,21 @@ class App:
                 )
             ),
             analytics=AnalyticsServicer(self.database, self.settings.retention),
-            access=AccessServicer(self.database),
+            access=AccessServicer(self.database, ending, tokens),
         )
 
     def _bind(self, server: grpc.aio.Server) -> int:
-        host = self.settings.host
-        if not self.settings.insecure and host not in {"127.0.0.1", "localhost", "::1", "[::1]"}:
+        settings = self.settings
+        if settings.enrollment == "open" and not (settings.loopback or settings.open_to_anyone):
             raise StartError(
-                f"FEDERATION_HOST={host} would serve plaintext beyond this machine:"
-                " put TLS in front and say --insecure, or use 127.0.0.1"
+                f"FEDERATION_ENROLLMENT=open on FEDERATION_HOST={settings.host} would let anybody"
+                " join who reaches it: use approve, or say FEDERATION_OPEN_TO_ANYONE=true"
             )
         try:
-            return server.add_insecure_port(self.settings.address)
+            if self.certificates is None:
+                return server.add_insecure_port(self.settings.address)
+            credentials = server_credentials(self.certificates)
+            return server.add_secure_port(self.settings.address, credentials)
         except RuntimeError:
             raise StartError(
                 f"{self.settings.address} is taken or cannot be bound:"
@@ -319,6 +379,7 @@ class App:
         stop = asyncio.create_task(server.stop(grace=limit_s), name="grpc stop")
         self.sessions.send_home(self.settings.drain_timeout / 2)
         self.watchers.close()
+        self.approvals.close()
         await stop
         left_s = max(LAST_FLUSH_S, deadline - loop.time())
         if not await self.writer.stop(within=timedelta(seconds=left_s)):

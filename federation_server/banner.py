@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from federation_server.console.trust import Trust
 from federation_server.settings import Settings
 
 OVERVIEW = "federation.v1.FleetService/GetFleetOverview"
@@ -17,17 +18,22 @@ def show_admin_key(settings: Settings, secret: str) -> None:
 
 
 def show(
-    settings: Settings, *, admin_key: str | None, enrollment_token: str, demo: str | None
+    settings: Settings,
+    *,
+    admin_key: str | None,
+    enrollment_token: str,
+    demo: str | None,
+    trust: Trust,
 ) -> None:
     """Where everything is, and three commands to try next.
 
     admin_key: the first admin key, if it was made now. demo: the id of the demo neuron, if one
-    runs.
+    runs. trust: what clients on this machine connect with, on TLS.
     """
     database = "PostgreSQL of DATABASE_URL" if settings.database_url else settings.data_dir
     _say(
         "",
-        f"  federation serves  {settings.address}",
+        f"  federation serves  {settings.local_url}",
         f"  data               {database}",
         *_admin_key(settings, admin_key),
         f"  enrollment token   {enrollment_token}",
@@ -35,7 +41,7 @@ def show(
         "",
         "  Try, in another terminal:",
         "",
-        *(f"    {command}" for command in _commands(settings, demo)),
+        *(f"    {command}" for command in _commands(settings, demo, trust)),
         "",
         "  Ctrl-C stops everything.",
         "",
@@ -53,24 +59,35 @@ def _admin_key(settings: Settings, secret: str | None) -> list[str]:
     return [f"  admin key          kept in {settings.admin_key_file}"]
 
 
-def _commands(settings: Settings, demo: str | None) -> list[str]:
+def _commands(settings: Settings, demo: str | None, trust: Trust) -> list[str]:
     """Commands that work as they are printed, from any folder."""
     programs = Path(sys.executable).parent
-    federation = shlex.quote(str(programs / "federation"))
+    files = "".join(f"{name}={shlex.quote(file)} " for name, file in trust.environment().items())
+    federation = files + shlex.quote(str(programs / "federation"))
     key = _key_argument(settings)
     neuron = demo or "NEURON_ID"
-    server = "" if settings.address == "127.0.0.1:50051" else f" --server {settings.address}"
+    url = settings.local_url
+    server = "" if url == "127.0.0.1:50051" else f" --server {url}"
     return [
         f"{federation} neurons list{server}",
         f"{federation} command exec {neuron} greet name=World{server}",
-        f"{_curl(programs)} -d '{{}}' {key} http://{settings.address}/{OVERVIEW}",
+        f"{_curl(programs, trust)} -d '{{}}' {key} {_web_url(url)}/{OVERVIEW}",
     ]
 
 
-def _curl(programs: Path) -> str:
+def _curl(programs: Path, trust: Trust) -> str:
     buf = programs / "buf"
     name = shlex.quote(str(buf)) if buf.exists() else "buf"
-    return f"{name} curl --http2-prior-knowledge --protocol grpc"
+    named = {"--cacert": trust.ca_file, "--cert": trust.cert_file, "--key": trust.key_file}
+    files = "".join(f" {option} {shlex.quote(file)}" for option, file in named.items() if file)
+    plaintext = "" if trust.wanted else " --http2-prior-knowledge"
+    return f"{name} curl{plaintext} --protocol grpc{files}"
+
+
+def _web_url(url: str) -> str:
+    """The same address for a program that knows the web's schemes alone."""
+    scheme, _, address = url.rpartition("://")
+    return f"https://{address}" if scheme else f"http://{address}"
 
 
 def _key_argument(settings: Settings) -> str:

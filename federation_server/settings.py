@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -31,6 +32,16 @@ def default_data_dir() -> Path:
         return Path.home() / "Library/Application Support/federation"
     data_home = os.environ.get("XDG_DATA_HOME")
     return (Path(data_home) if data_home else Path.home() / ".local/share") / "federation"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What the gRPC port speaks TLS with, as PEM files that are renewed where they lie."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None
+    """Whose certificates clients must have; None: they need none."""
 
 
 class Settings(BaseSettings):
@@ -59,6 +70,19 @@ class Settings(BaseSettings):
     insecure: bool = Field(
         default=False, description="Serve plaintext beyond loopback. Tokens are readable then."
     )
+    tls_cert_file: Path | None = Field(
+        default=None,
+        description="The certificate (PEM, with its chain) of the gRPC port; unset: plaintext. It "
+        "is renewed where it lies, and used from the next connection on.",
+    )
+    tls_key_file: Path | None = Field(
+        default=None, description="Its private key; may be the same file. Set both or none."
+    )
+    tls_client_ca_file: Path | None = Field(
+        default=None,
+        description="The CAs whose certificates clients must show, beside their tokens and keys; "
+        "unset: they need none.",
+    )
 
     # access
     admin_api_key: SecretStr | None = Field(
@@ -68,6 +92,22 @@ class Settings(BaseSettings):
     )
     token_ttl: Span = Field(
         default=timedelta(hours=24), description="How long a neuron's token lives."
+    )
+    token_renewal: Annotated[timedelta, Field(ge=timedelta())] = Field(
+        default=timedelta(days=30),
+        description="How long after its token has expired a neuron can still register with it.",
+    )
+    enrollment: Literal["token", "approve", "open"] = Field(
+        default="token",
+        description="Who may join: who has an enrollment token; or anybody else as well, once an "
+        "admin has approved it; or anybody, which is for development.",
+    )
+    open_to_anyone: bool = Field(
+        default=False, description="Serve open enrollment beyond loopback. Anybody joins then."
+    )
+    pending_retention: Annotated[timedelta, Field(ge=timedelta(hours=1))] = Field(
+        default=timedelta(days=7),
+        description="How long a neuron waits for its approval before it is forgotten.",
     )
 
     # neurons
@@ -193,6 +233,28 @@ class Settings(BaseSettings):
                 raise PydanticCustomError("retention", words, {"field": name})
         return self
 
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        certificate, key = "FEDERATION_TLS_CERT_FILE", "FEDERATION_TLS_KEY_FILE"
+        missing, because = "", ""
+        if self.tls_key_file and not self.tls_cert_file:
+            missing, because = "tls_cert_file", key
+        elif self.tls_cert_file and not self.tls_key_file:
+            missing, because = "tls_key_file", certificate
+        elif self.tls_client_ca_file and not self.tls_cert_file:
+            missing, because = "tls_cert_file", "FEDERATION_TLS_CLIENT_CA_FILE"
+        if missing:
+            words = f"must be set where {because} is; `federation tls init` makes all of them"
+            raise PydanticCustomError("tls", words, {"field": missing})
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What the gRPC port speaks TLS with; None: it speaks plaintext."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+
     @property
     def retention(self) -> dict[str, timedelta]:
         """How long each partitioned table keeps what it has."""
@@ -210,6 +272,20 @@ class Settings(BaseSettings):
         """The gRPC address, for people and clients."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone reaches the gRPC port."""
+        return self.host in {"127.0.0.1", "localhost", "::1", "[::1]"}
+
+    @property
+    def local_url(self) -> str:
+        """How clients on this machine reach the gRPC port."""
+        if self.tls is None:
+            return self.address
+        host = "localhost" if self.host in {"0.0.0.0", "::", "[::]"} else self.host
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"federations://{host}:{self.port}"
 
     @property
     def admin_key_file(self) -> Path:
@@ -237,5 +313,6 @@ def _lines(error: ValidationError) -> list[str]:
         name = str(place).upper()
         if name not in {"DATABASE_URL", "ADMIN_API_KEY"}:
             name = f"FEDERATION_{name}"
-        lines.append(f"{name}: {fault['msg'].lower()}")
+        text = fault["msg"]
+        lines.append(f"{name}: {text[:1].lower()}{text[1:]}")
     return lines

@@ -21,7 +21,9 @@ from typing import Any
 import structlog
 
 from federation_server import banner
-from federation_server.app import App, StartError, stop_signal
+from federation_server.app import App, StartError, certificates_of, stop_signal
+from federation_server.console.trust import Trust
+from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
 from federation_server.store import access, enrollment, schema_version
 from federation_server.store import migrate as schema
@@ -44,6 +46,7 @@ RESTART_INTERVAL_S = 1.0
 
 async def up(settings: Settings, *, demo: bool) -> None:
     """Runs everything until a signal comes."""
+    _check_port(settings)
     async with stop_signal() as stop, _postgres(settings, stop) as url:
         database = Database(url)
         await _until(stop, database.wait_until_ready())
@@ -56,11 +59,13 @@ async def up(settings: Settings, *, demo: bool) -> None:
             _spare_the_collector()
             settings = settings.model_copy(update={"port": port})
             token = await _enrollment_token(database)
+            demo = demo and _lets_demo_in(settings)
             banner.show(
                 settings,
                 admin_key=key,
                 enrollment_token=token,
                 demo=DEMO_NEURON if demo else None,
+                trust=local_trust(settings),
             )
             keeper = asyncio.create_task(_keep_demo(settings, token)) if demo else None
             await stop.wait()
@@ -73,9 +78,10 @@ async def serve(settings: Settings) -> None:
     """Runs one server until a signal comes.
 
     Raises:
-        StartError: DATABASE_URL is not set.
+        StartError: DATABASE_URL is not set, or the port cannot be served as the settings say.
         SchemaMismatch: the schema is not this server's.
     """
+    _check_port(settings)
     database = Database(_database_url(settings))
     async with stop_signal() as stop:
         await _until(stop, database.wait_until_ready())
@@ -88,6 +94,38 @@ async def serve(settings: Settings) -> None:
         async with App(settings, database).running():
             _spare_the_collector()
             await stop.wait()
+
+
+def _check_port(settings: Settings) -> None:
+    """Says what is wrong with the gRPC port's settings before anything else is started.
+
+    Raises:
+        StartError: it cannot be served as they say.
+    """
+    certificates_of(settings, Metrics())
+
+
+def local_trust(settings: Settings) -> Trust:
+    """What clients on this machine connect with: what its environment names, else they trust the
+    server's own certificate.
+    """
+    if settings.tls is None:
+        return Trust()
+    named = Trust.from_environment()
+    own = str(settings.tls.certificate.absolute())
+    return Trust(named.ca_file or own, named.cert_file, named.key_file)
+
+
+def _lets_demo_in(settings: Settings) -> bool:
+    """Whether the demo neuron has a certificate, if it needs one; says so if not."""
+    if settings.tls_client_ca_file is None or local_trust(settings).has_certificate:
+        return True
+    log.warning(
+        "no demo neuron: clients need a certificate here; set FEDERATION_CLIENT_CERT_FILE and"
+        " FEDERATION_CLIENT_KEY_FILE (`federation tls init --client demo` makes both)",
+        action="demo_without_certificate",
+    )
+    return False
 
 
 def _spare_the_collector() -> None:
@@ -231,7 +269,8 @@ def _demo_environment(settings: Settings, token: str) -> Mapping[str, str]:
         if name not in {"DATABASE_URL", "ADMIN_API_KEY"} and not name.startswith("FEDERATION_")
     }
     return kept | {
-        "FEDERATION_URL": settings.address,
+        **local_trust(settings).environment(),
+        "FEDERATION_URL": settings.local_url,
         "NEURON_ID": DEMO_NEURON,
         "ENROLLMENT_TOKEN": token,
         "STATE_DIR": str(settings.data_dir / DEMO_NEURON),

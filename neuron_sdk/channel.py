@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+from neuron_sdk.offload import offload
+from neuron_sdk.tls import TlsFiles, explain, handshake_problem
 
 # A dead path is noticed after at most PING + PING_TIMEOUT; the server permits a ping each 10 s.
 PING_MS = 18_000
@@ -18,6 +22,7 @@ RECONNECT_MS = (1_500, 3_000)
 """How long gRPC waits at the most between two tries to connect, for as long as somebody waits for a
 channel. Each channel has its own, so that those that lost one server do not try in step."""
 
+_ASK_S = 1.0
 _DOMAIN = "federation"
 _DETAILS = "grpc-status-details-bin"
 _BAD_CREDENTIALS = "FAILED_CREDENTIAL_RATE"
@@ -44,25 +49,85 @@ class RpcFailure(Exception):
         return f"{self.reason or self.code}: {said}"
 
 
-def open_channel(target: str, *, max_receive_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """A channel of its own for one neuron; it connects when first used."""
+async def read_credentials(tls: TlsFiles | None) -> grpc.ChannelCredentials | None:
+    """What its files hold now; None for plaintext."""
+    if tls is None:
+        return None
+    return grpc.ssl_channel_credentials(*await offload(tls.read))
+
+
+def open_channel(
+    target: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    *,
+    max_receive_bytes: int = MAX_MESSAGE_BYTES,
+) -> grpc.aio.Channel:
+    """A channel of its own for one neuron; it connects when first used.
+
+    credentials: what it speaks TLS with; None for plaintext.
+    """
     most_ms = random.randint(*RECONNECT_MS)  # noqa: S311 - jitter
-    return grpc.aio.insecure_channel(
-        target,
-        options=[
-            ("grpc.keepalive_time_ms", PING_MS),
-            ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
-            # A ping has a patience of its own, a minute by default, whatever keepalive says.
-            ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.max_receive_message_length", max_receive_bytes),
-            # Backoff is ours: a shared subchannel would remember gRPC's own.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_retries", 0),
-            ("grpc.initial_reconnect_backoff_ms", most_ms // 3),
-            ("grpc.max_reconnect_backoff_ms", most_ms),
-        ],
-    )
+    options = [
+        ("grpc.keepalive_time_ms", PING_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        # A ping has a patience of its own, a minute by default, whatever keepalive says.
+        ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", max_receive_bytes),
+        # Backoff is ours: a shared subchannel would remember gRPC's own.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", most_ms // 3),
+        ("grpc.max_reconnect_backoff_ms", most_ms),
+    ]
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
+async def wait_connected(channel: grpc.aio.Channel, target: str, *, tls: bool) -> None:
+    """Wait until the channel is connected; to be bounded by a timeout.
+
+    Raises:
+        RpcFailure: the handshake failed, which waiting does not mend.
+    """
+    while True:
+        state = channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.READY:
+            return
+        if tls and state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            problem = handshake_problem(await _last_error(channel))
+            if problem:
+                raise RpcFailure("UNAVAILABLE", "", f"no connection to {target}: {problem}")
+        await channel.wait_for_state_change(state)
+
+
+async def why_unconnected(channel: grpc.aio.Channel, target: str, *, tls: bool) -> RpcFailure:
+    """The failure of a channel that did not connect in time."""
+    error = await _last_error(channel)
+    problem = explain(error, tls=tls)
+    said = f": {problem}" if problem != error else ""
+    return RpcFailure("UNAVAILABLE", "", f"no answer from {target}{said}")
+
+
+async def _last_error(channel: grpc.aio.Channel) -> str:
+    """Why the channel is not connected; "" if that is not known, or if it is.
+
+    A channel tells it only to a call, which fails at once.
+    """
+    check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+    try:
+        await check(b"", timeout=_ASK_S)
+    except grpc.aio.AioRpcError as error:
+        return error.details() or ""
+    return ""
+
+
+def in_words(failure: RpcFailure, *, tls: bool) -> RpcFailure:
+    """The failure, with what TLS has to do with it in place of gRPC's words for that."""
+    if failure.reason or failure.code != "UNAVAILABLE":
+        return failure
+    return replace(failure, message=explain(failure.message, tls=tls))
 
 
 def read_failure(error: grpc.aio.AioRpcError) -> RpcFailure:

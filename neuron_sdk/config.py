@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 
 from neuron_sdk.description import check_neuron_id, check_text, check_type
 from neuron_sdk.errors import ConfigError
+from neuron_sdk.tls import CA_FILE, CERT_FILE, KEY_FILE, TlsFiles
 
 DEFAULT_PORT = 50051
 DEFAULT_REFUSAL_RETRY = 60.0
+SCHEMES = {"federations": True, "grpcs": True, "federation": False, "grpc": False}
+"""Each scheme of a federation's address: whether it means TLS."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 T = TypeVar("T")
@@ -34,7 +37,17 @@ class NeuronConfig:
     type: str | None = None
     """The kind of service. Environment: NEURON_TYPE. No default."""
     federation_url: str | None = None
-    """"grpc://host:port" or "host:port". Environment: FEDERATION_URL. Default: localhost:50051."""
+    """"federations://host:port" (or grpcs://) for TLS, "federation://host:port" (or grpc://) for
+    plaintext. Without a scheme it is TLS if one of the following three files is given. Environment:
+    FEDERATION_URL. Default: localhost:50051."""
+    ca_file: Path | None = None
+    """The CAs (PEM) that the federation's certificate may be from. Environment:
+    FEDERATION_CA_FILE. Default: those that gRPC trusts by itself."""
+    client_cert_file: Path | None = None
+    """The neuron's own certificate (PEM), for a federation that asks for one. Environment:
+    FEDERATION_CLIENT_CERT_FILE. Default: none."""
+    client_key_file: Path | None = None
+    """Its private key (PEM). Environment: FEDERATION_CLIENT_KEY_FILE. Default: none."""
     enrollment_token: str | None = None
     """"fet_…", to register the first time. Environment: ENROLLMENT_TOKEN. Default: none."""
     heartbeat_interval: float | None = None
@@ -81,6 +94,8 @@ class Settings:
     name: str
     type: str
     target: str
+    tls: TlsFiles | None
+    """None: plaintext."""
     enrollment_token: str
     heartbeat_interval: float
     analytics_interval: float
@@ -111,13 +126,15 @@ def resolve(config: NeuronConfig, environment: Mapping[str, str] | None = None) 
     """
     source = _Source(config, os.environ if environment is None else environment)
     neuron_id = source.required("neuron_id", check_neuron_id, "processor-001")
+    address = source.optional(
+        "federation_url", "FEDERATION_URL", read_url, Address(f"localhost:{DEFAULT_PORT}")
+    )
     return Settings(
         neuron_id=neuron_id,
         type=source.required("type", check_type, "data-processor"),
         name=source.optional("name", "NEURON_NAME", lambda v, s: check_text(v, s, 256), neuron_id),
-        target=source.optional(
-            "federation_url", "FEDERATION_URL", read_url, f"localhost:{DEFAULT_PORT}"
-        ),
+        target=address.target,
+        tls=_tls(source, address),
         enrollment_token=source.optional("enrollment_token", "ENROLLMENT_TOKEN", _read_token, ""),
         heartbeat_interval=source.optional(
             "heartbeat_interval", "HEARTBEAT_INTERVAL", read_interval, 60.0
@@ -179,15 +196,44 @@ class _Source:
         return value
 
 
-def read_url(value: object, setting: str) -> str:
-    """The "host:port" of a federation's address. Raises ConfigError, which names `setting`."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a federation answers."""
+
+    target: str
+    """"host:port"."""
+    tls: bool | None = None
+    """What its scheme says; None without one."""
+
+
+def _tls(source: _Source, address: Address) -> TlsFiles | None:
+    """What TLS needs; None for plaintext.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    files = TlsFiles(
+        source.optional("ca_file", CA_FILE, _read_path, None),
+        source.optional("client_cert_file", CERT_FILE, _read_path, None),
+        source.optional("client_key_file", KEY_FILE, _read_path, None),
+    )
+    if address.tls is False or (address.tls is None and files == TlsFiles()):
+        return None
+    files.check()
+    return files
+
+
+def read_url(value: object, setting: str) -> Address:
+    """A federation's address. Raises ConfigError, which names `setting`."""
     wrong = ConfigError(
-        f"{setting} {value!r} is not an address: use host:port or grpc://host:port, "
-        f"for example grpc://localhost:{DEFAULT_PORT}"
+        f"{setting} {value!r} is not an address: use host:port, grpc://host:port, or "
+        f"federations://host:port for TLS, for example grpc://localhost:{DEFAULT_PORT}"
     )
     if not isinstance(value, str):
         raise wrong
-    address = value.removeprefix("grpc://").rstrip("/")
+    scheme, separator, address = value.rstrip("/").rpartition("://")
+    if separator and scheme not in SCHEMES:
+        raise wrong
     host, colon, port = address.rpartition(":")
     if not colon or host.endswith(":") or (":" in host and not host.startswith("[")):
         if ":" in address and not address.startswith("["):
@@ -196,7 +242,7 @@ def read_url(value: object, setting: str) -> str:
     bad_host = not host or any(c in host for c in "/@? #") or not host.isprintable()
     if bad_host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_535:
         raise wrong
-    return f"{host}:{port}"
+    return Address(f"{host}:{port}", SCHEMES.get(scheme))
 
 
 def read_interval(value: float | str, setting: str) -> float:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neuron_sdk.intervals import Intervals
     from neuron_sdk.registration import Registration
     from neuron_sdk.spool import Spool
+    from neuron_sdk.tls import TlsFiles
     from neuron_sdk.vitals import Vitals
 
 
@@ -34,6 +35,8 @@ class LinkParts:
     """What is connected with the federation, and as whom."""
 
     target: str
+    tls: TlsFiles | None
+    """None: plaintext."""
     instance_id: str
     registration: Registration
     enrollable: bool

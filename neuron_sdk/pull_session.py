@@ -20,7 +20,14 @@ import grpc.aio
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.session_service_pb2_grpc import SessionServiceStub
 from neuron_sdk.backoff import Backoff
-from neuron_sdk.channel import MAX_MESSAGE_BYTES, RpcFailure, open_channel, read_failure
+from neuron_sdk.channel import (
+    MAX_MESSAGE_BYTES,
+    RpcFailure,
+    in_words,
+    open_channel,
+    read_credentials,
+    read_failure,
+)
 from neuron_sdk.convert import durable_message, heartbeat_message, to_duration, to_timestamp
 from neuron_sdk.executor import MAX_LISTED
 from neuron_sdk.inbox import Inbox, own_sequence
@@ -63,7 +70,6 @@ class PullSession:
         self._wake = asyncio.Event()
         self._epoch = 0
         self._reported: pb.ReportCommandRequest | None = None
-        self._known_sequence = parts.spool.state.next_sequence - 1
         self._failing: tuple[str, float] | None = None
         """The call that has failed and not succeeded since, and when it began to."""
         self._renew_at = 0.0
@@ -142,7 +148,11 @@ class PullSession:
     @contextlib.asynccontextmanager
     async def _calling(self) -> AsyncIterator[SessionServiceAsyncStub]:
         """A channel to call on, registered, whose token is kept fresh."""
-        channel = open_channel(self._parts.target, max_receive_bytes=_MAX_ANSWER_BYTES)
+        channel = open_channel(
+            self._parts.target,
+            await read_credentials(self._parts.tls),
+            max_receive_bytes=_MAX_ANSWER_BYTES,
+        )
         token: asyncio.Task[None] | None = None
         try:
             stub: SessionServiceAsyncStub = SessionServiceStub(channel)
@@ -172,6 +182,7 @@ class PullSession:
 
     def _weigh(self, failure: RpcFailure, *, registering: bool) -> tuple[float, str]:
         """How long to wait, and what is wrong; gives up if waiting does not help."""
+        failure = in_words(failure, tls=self._parts.tls is not None)
         plan = recover(
             failure.reason,
             failure.code,
@@ -387,14 +398,13 @@ class PullSession:
             kind = "analytics_report" if is_report else "command_update"
             self._note_refusal(sequence, kind, failure)
             return True
-        if own_sequence(mark) > max(self._known_sequence, sequence):
+        if own_sequence(mark) > max(self._spool.state.known_sequence, sequence):
             # An old copy of STATE_DIR: the federation took it for a replay of what it has seen.
             _log.warning(
                 "the spool was older than what the federation has seen; it is renewed",
                 action="spool.renewed",
             )
             await asyncio.wrap_future(self._spool.renew_identity(mark))
-            self._known_sequence = self._spool.state.next_sequence - 1
             self._reported = None
             return False
         self._spool.ack(sequence)

@@ -45,6 +45,7 @@ _BY_REASON = {
     "CREDENTIAL_MISSING": _slow(
         "set ENROLLMENT_TOKEN to a token that an admin has made", register_again=True
     ),
+    "NEURON_PENDING": _slow("an admin must approve this neuron: `federation neurons approve`"),
     "NEURON_DEACTIVATED": _slow("an admin has deactivated this neuron and must activate it again"),
     "SESSION_SUPERSEDED": _slow(
         "another process runs with the same NEURON_ID: give each one its own",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from federation.v1 import neuron_pb2
 from federation.v1 import session_service_pb2 as pb
 from neuron_sdk.backoff import Backoff
 from neuron_sdk.channel import RpcFailure, read_failure
@@ -84,6 +85,8 @@ class Registration:
         self._tokens = tokens
         self._token = ""
         self._refresh_at = 0.0
+        self.pending = ""
+        """Why the federation's answer to Connect may take hours, for people; "" if it does not."""
         self._request_id = uuid.uuid4().hex
 
     @property
@@ -121,7 +124,10 @@ class Registration:
             )
             response = await self._register(stub, "")
         self._request_id = uuid.uuid4().hex
-        await self._keep(response.token)
+        await self.keep(response.token)
+        self.pending = _pending(response)
+        if self.pending:
+            _log.warning(self.pending, action="registration.pending")
         _log.info(
             "registered",
             action="registration.done",
@@ -130,7 +136,8 @@ class Registration:
         )
 
     async def keep_fresh(self, stub: SessionServiceAsyncStub) -> None:
-        """Renew the token each time at the middle of its life; ends when it cannot be renewed.
+        """Renew the token each time its middle has passed and the federation has sent no new one
+        (`keep`); ends when it cannot be renewed.
 
         Raises:
             RpcFailure: the token is not taken any more.
@@ -138,7 +145,10 @@ class Registration:
         loop = asyncio.get_running_loop()
         backoff = Backoff(first_s=5.0, most_s=300.0)
         while True:
-            await asyncio.sleep(max(0.0, self._refresh_at - loop.time()))
+            left = self._refresh_at - loop.time()
+            if left > 0.0:
+                await asyncio.sleep(left)
+                continue  # meanwhile the federation may have sent a new one
             try:
                 response = await stub.RefreshToken(
                     pb.RefreshTokenRequest(), metadata=self.metadata, timeout=RPC_TIMEOUT_S
@@ -150,7 +160,7 @@ class Registration:
                 _log.warning("token not renewed", action="token.late", error=str(failure))
                 await asyncio.sleep(backoff.next_s(loop.time(), at_least=failure.retry_after))
                 continue
-            await self._keep(response.token)
+            await self.keep(response.token)
             backoff = Backoff(first_s=5.0, most_s=300.0)
             _log.info("token renewed", action="token.renewed")
 
@@ -167,16 +177,29 @@ class Registration:
         except grpc.aio.AioRpcError as error:
             raise read_failure(error) from None
 
-    async def _keep(self, token: pb.NeuronToken) -> None:
+    async def keep(self, token: pb.NeuronToken) -> None:
+        """Take a new token in the place of the one before."""
+        # Written first: once it has been used, the one before is no longer good.
+        await offload(lambda: self._tokens.write(token.token))
         self._token = token.token
         # refresh_time is the middle of the token's life, so the way from there to its end is the
-        # way from now to there: this needs no clock that agrees with the federation's.
+        # way from now to there: this needs no clock that agrees with the federation's. A little
+        # later, because on a stream the federation itself sends a new one at that time.
         half_life = token.expire_time.seconds - token.refresh_time.seconds
-        jitter = random.uniform(0.95, 1.0)  # noqa: S311 - not a secret
+        jitter = random.uniform(1.1, 1.2)  # noqa: S311 - not a secret
         self._refresh_at = (
             asyncio.get_running_loop().time() + max(half_life, MIN_REFRESH_S) * jitter
         )
-        await offload(lambda: self._tokens.write(token.token))
+
+
+def _pending(response: pb.RegisterResponse) -> str:
+    neuron = response.neuron
+    if neuron.lifecycle != neuron_pb2.LIFECYCLE_PENDING:
+        return ""
+    return (
+        "this neuron waits for an admin's approval: "
+        f"federation neurons approve {neuron.neuron_id} --code {neuron.approval_code}"
+    )
 
 
 def _bearer(token: str) -> tuple[tuple[str, str], ...]:

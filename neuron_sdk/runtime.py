@@ -39,6 +39,7 @@ from neuron_sdk.session import Session
 from neuron_sdk.spool import Attempt, Spool
 from neuron_sdk.stall import StallWatch
 from neuron_sdk.state_dir import StateDir
+from neuron_sdk.tls import is_loopback
 from neuron_sdk.version import __version__
 from neuron_sdk.vitals import Activity, Vitals, VitalSigns
 from neuron_sdk.workers import Workers
@@ -312,8 +313,16 @@ class Runtime:
 
     def _connection(self) -> Connection:
         settings = self._parts.settings
+        if settings.tls is None and not is_loopback(settings.target):
+            _log.warning(
+                "tokens travel to the federation in plaintext: anybody on the way can read them; "
+                "use federations:// in FEDERATION_URL",
+                action="session.plaintext",
+                target=settings.target,
+            )
         parts = LinkParts(
             target=settings.target,
+            tls=settings.tls,
             instance_id=self._instance_id,
             registration=Registration(
                 self._parts.description, settings.enrollment_token, TokenFile(self._state.token)

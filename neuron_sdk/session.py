@@ -21,7 +21,15 @@ import grpc.aio
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.session_service_pb2_grpc import SessionServiceStub
 from neuron_sdk.backoff import Backoff
-from neuron_sdk.channel import RpcFailure, open_channel, read_failure
+from neuron_sdk.channel import (
+    RpcFailure,
+    in_words,
+    open_channel,
+    read_credentials,
+    read_failure,
+    wait_connected,
+    why_unconnected,
+)
 from neuron_sdk.convert import durable_message, from_duration, heartbeat_message, to_timestamp
 from neuron_sdk.inbox import Inbox, own_sequence, reason_name
 from neuron_sdk.link import Link, LinkParts
@@ -57,6 +65,7 @@ class Session:
     def __init__(self, parts: LinkParts, *, refusal_retry: float) -> None:
         """`refusal_retry` is Settings'."""
         self._target = parts.target
+        self._tls = parts.tls
         self._instance_id = parts.instance_id
         self._registration = parts.registration
         self._enrollable = parts.enrollable
@@ -142,6 +151,7 @@ class Session:
                 await asyncio.wait({reader})
 
     def _plan(self, failure: RpcFailure, *, registering: bool) -> tuple[float, str]:
+        failure = in_words(failure, tls=self._tls is not None)
         plan = recover(
             failure.reason, failure.code, enrollable=self._enrollable, registering=registering
         )
@@ -161,7 +171,9 @@ class Session:
             RpcFailure: the federation refused, ended the stream with a status, or is away.
             _Over: it is to be held anew.
         """
-        channel, self._waiting = self._waiting or open_channel(self._target), None
+        channel, self._waiting = self._waiting, None
+        if channel is None:  # each with the files as they are then
+            channel = open_channel(self._target, await read_credentials(self._tls))
         try:
             # grpc.aio's generated stub is one class for both worlds; its types are not.
             stub: SessionServiceAsyncStub = SessionServiceStub(channel)
@@ -179,11 +191,12 @@ class Session:
 
     async def _connect(self, channel: grpc.aio.Channel, stub: SessionServiceAsyncStub) -> None:
         # Writing to a call on a channel that never connected is an internal error of gRPC.
+        tls = self._tls is not None
         try:
             async with asyncio.timeout(_WELCOME_TIMEOUT_S):
-                await channel.channel_ready()
+                await wait_connected(channel, self._target, tls=tls)
         except TimeoutError:
-            raise RpcFailure("UNAVAILABLE", "", f"no answer from {self._target}") from None
+            raise await why_unconnected(channel, self._target, tls=tls) from None
         stream: Stream = stub.Connect(metadata=self._registration.metadata)
         try:
             welcome = await self._greet(stream)
@@ -208,20 +221,24 @@ class Session:
                 for of in self._executor.unfinished()
             ],
         )
+        pending = self._registration.pending
+        if pending:
+            self.link = Link(problem=pending)
         try:
-            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+            async with asyncio.timeout(None if pending else _WELCOME_TIMEOUT_S):
                 await self._write(stream, pb.NeuronMessage(hello=hello))
                 message = await stream.read()
         except TimeoutError:
             raise RpcFailure("UNAVAILABLE", "", "no Welcome from the federation") from None
         if message is grpc.aio.EOF or message.WhichOneof("message") != "welcome":
             raise _Broken
+        self._registration.pending = ""
         return message.welcome  # type: ignore[no-any-return]
 
     async def _begin(self, welcome: pb.Welcome) -> None:
         state = self._spool.state
         mark = own_sequence(welcome.last_sequence)
-        if mark >= state.next_sequence:
+        if mark > max(state.known_sequence, state.handed_out):
             # An old copy of STATE_DIR: the federation would take new messages for replays.
             await asyncio.wrap_future(self._spool.renew_identity(mark))
             raise _Over("the spool was older than what the federation has seen; it is renewed")
@@ -274,6 +291,9 @@ class Session:
                 if failure.code != "OK":
                     raise failure
                 return
+            if message.WhichOneof("message") == "token_rotation":
+                await self._registration.keep(message.token_rotation.token)
+                _log.info("token renewed", action="token.renewed")
             self._obey_message(message)
 
     def _obey_message(self, message: pb.FederationMessage) -> None:

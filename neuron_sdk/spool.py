@@ -51,6 +51,10 @@ class SpoolState:
     first_sequence: int
     """The lowest sequence that it holds; next_sequence if it is empty."""
     next_sequence: int
+    known_sequence: int
+    """The last sequence that a process before this one can have given."""
+    handed_out: int
+    """The last sequence that this process has read, to send it."""
     pending: int
     pending_bytes: int
     dropped: int
@@ -328,6 +332,8 @@ class Spool:
             spool_id=store.spool_id,
             first_sequence=store.first_sequence,
             next_sequence=store.next_sequence,
+            known_sequence=store.known_sequence,
+            handed_out=store.handed_out,
             pending=store.pending,
             pending_bytes=store.pending_bytes,
             dropped=store.dropped.messages,

@@ -153,6 +153,8 @@ class SpoolStore:
         connection.execute("PRAGMA cache_size = -512")
         self.load()
         self._found = (self.spool_id, self.next_sequence)
+        self.known_sequence = self.next_sequence - 1
+        """The last sequence that a process before this one can have given."""
         """Which spool this process found, and what that would give next: what is numbered below
         was there before it.
         """
@@ -175,6 +177,7 @@ class SpoolStore:
     def go_on_for(self, other: SpoolStore) -> None:
         """Take over from the store that this one's database is a copy of."""
         self.handed_out = other.handed_out
+        self.known_sequence = other.known_sequence
         self._found = other._found
 
     # ---- the spool
@@ -183,6 +186,7 @@ class SpoolStore:
         """Skip sequences that may have been given before, unknown to this file."""
         by_clock = int(now * SEQUENCES_PER_SECOND)
         self._set_next(max(self.next_sequence + SEQUENCE_LEAP, by_clock))
+        self.known_sequence = self.next_sequence - 1
 
     def renew_identity(self, mark: int) -> None:
         """Become another spool: what waits is numbered anew from 1, under a new spool_id.
@@ -211,7 +215,7 @@ class SpoolStore:
         )
         self.connection.execute("UPDATE meta SET spool_id = ?", (uuid.uuid4().hex,))
         self._set_next(len(rows) + 1)
-        self.handed_out = 0
+        self.handed_out = self.known_sequence = 0
         self.load()
 
     def append(self, kind: MessageKind, payload: bytes, of: Attempt | None = None) -> int:

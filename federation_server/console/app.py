@@ -21,7 +21,10 @@ NOUNS = {
     "batches": ("batches", "Orders to many neurons: list, show, follow, cancel."),
     "metrics": ("metrics", "What neurons measured, over time."),
     "events": ("events", "What neurons noted, newest first."),
+    "tls": ("tls", "TLS certificates from a private CA: init."),
     "token": ("tokens", "Enrollment tokens: create, list, revoke."),
+    "api-key": ("api_keys", "API keys: create, list, rotate, expire, revoke."),
+    "keys": ("signing_keys", "The keys that sign neurons' tokens: list, rotate."),
 }
 """Each noun: its module here, and its line in the root's help."""
 

@@ -24,6 +24,7 @@ from federation.v1.command_service_pb2_grpc import CommandServiceStub
 from federation.v1.fleet_service_pb2_grpc import FleetServiceStub
 from federation_server.console.failure import EXIT_USAGE, Failure
 from federation_server.console.problem import CallFailure, failure, no_answer
+from federation_server.console.trust import Trust
 from federation_server.settings import default_data_dir
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 DEFAULT_PORT = 50051
+SCHEMES = {
+    "federations": True,
+    "grpcs": True,
+    "https": True,
+    "federation": False,
+    "grpc": False,
+    "http": False,
+}
+"""Each scheme of an address: whether it means TLS."""
 LARGEST_PAGE = 1000
 KEEPALIVE_MS = 20_000
 
@@ -43,15 +53,19 @@ class Address:
 
     host: str
     port: int
+    tls: bool | None = None
+    """What the scheme says; None without one: TLS if files for it are named, else plaintext."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Reads HOST, HOST:PORT or [IPV6]:PORT.
+        """Reads HOST, HOST:PORT or [IPV6]:PORT, with or without a scheme before it.
 
         Raises:
             Failure: it is none of them.
         """
-        bare = text.removeprefix("http://").removesuffix("/")
+        scheme, separator, bare = text.removesuffix("/").rpartition("://")
+        if separator and scheme not in SCHEMES:
+            bare = ""
         if bare.startswith("["):
             host, _, rest = bare[1:].partition("]")
             port = rest.removeprefix(":")
@@ -64,8 +78,11 @@ class Address:
         except ValueError:
             number = 0
         if not host or "/" in host or not 0 < number < 65536:
-            raise Failure(f"{text!r} is not an address: write HOST:PORT", exit_code=EXIT_USAGE)
-        return cls(host, number)
+            raise Failure(
+                f"{text!r} is not an address: write HOST:PORT, or federations://HOST:PORT for TLS",
+                exit_code=EXIT_USAGE,
+            )
+        return cls(host, number, SCHEMES.get(scheme))
 
     @property
     def loopback(self) -> bool:
@@ -141,8 +158,12 @@ def _no_key(why: str) -> Failure:
 class Federation:
     """A federation to call; closed at the end of its `with`."""
 
-    def __init__(self, address: Address, key: Key, timeout: float) -> None:
+    def __init__(
+        self, address: Address, key: Key, timeout: float, trust: Trust | None = None
+    ) -> None:
         self.address = address
+        self._trust = trust or Trust()
+        self._tls = self._trust.wanted if address.tls is None else address.tls
         self.timeout = timeout
         self._key = key
 
@@ -168,7 +189,10 @@ class Federation:
         ]
         if self.address.loopback:
             options.append(("grpc.enable_http_proxy", 0))
-        return grpc.insecure_channel(str(self.address), options)
+        if not self._tls:
+            return grpc.insecure_channel(str(self.address), options)
+        credentials = grpc.ssl_channel_credentials(*self._trust.read())
+        return grpc.secure_channel(str(self.address), credentials, options)
 
     @cached_property
     def fleet(self) -> FleetServiceStub:
@@ -276,5 +300,9 @@ class Federation:
 
     def _failure(self, error: grpc.RpcError) -> CallFailure:
         return failure(
-            error, server=str(self.address), timeout=self.timeout, key_source=self._key.source
+            error,
+            server=str(self.address),
+            timeout=self.timeout,
+            key_source=self._key.source,
+            tls=self._tls,
         )

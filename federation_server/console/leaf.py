@@ -44,7 +44,7 @@ Json = Annotated[
 Server = Annotated[
     str,
     typer.Option(
-        help="The federation's address.",
+        help="The federation's address; federations://HOST:PORT for TLS.",
         metavar="HOST:PORT",
         envvar="FEDERATION_SERVER",
         rich_help_panel=_PANEL,
@@ -212,9 +212,11 @@ def _open(*, json: Any, server: Any, key: Any, timeout: Any) -> Session:
     # Here and not above: the root's help needs neither gRPC nor rich.
     from federation_server.console.client import Address, Federation, find_key  # noqa: PLC0415
     from federation_server.console.render import Output  # noqa: PLC0415
+    from federation_server.console.trust import Trust  # noqa: PLC0415
 
     out = Output(json=json)
-    return Session(Federation(Address.parse(server), find_key(key), timeout), out)
+    trust = Trust.from_environment()
+    return Session(Federation(Address.parse(server), find_key(key), timeout, trust), out)
 
 
 class _told:  # noqa: N801 - reads as a statement

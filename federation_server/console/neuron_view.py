@@ -94,6 +94,7 @@ def _standing(neuron: Neuron) -> Facts:
     return [
         ("presence", f"{presence}, {since}{reason}" if since != NOTHING else presence + reason),
         ("lifecycle", lifecycle + because),
+        ("approval code", neuron.approval_code),
         (
             "health",
             number(round(neuron.health_score, 1)) if neuron.HasField("health_score") else "",

@@ -9,6 +9,7 @@ import typer
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import ParseDict, ParseError
 
+from federation.v1 import access_service_pb2 as access_pb
 from federation.v1 import fleet_service_pb2 as pb
 from federation.v1.neuron_pb2 import Neuron, NeuronDescription
 from federation_server.console import heartbeat_view, neuron_view, neuron_watch, values
@@ -141,6 +142,43 @@ def activate(session: Session, neuron: NeuronId, *, reason: Reason = "") -> None
     request = pb.ActivateNeuronRequest(neuron_id=neuron, reason=reason)
     answer = federation.call(federation.fleet.ActivateNeuron, request)
     _changed(session, answer.neuron, "is active")
+
+
+@leaf(app, "approve", example="neurons approve scraper-7 --code K7QX-2MPA")
+def approve(
+    session: Session,
+    neuron: NeuronId,
+    *,
+    code: Annotated[
+        str, typer.Option(help="What the neuron logs, to be sure that it is the one you mean.")
+    ] = "",
+    reason: Reason = "",
+) -> None:
+    """Lets a neuron take part that waits for it (`neurons list --filter 'lifecycle = PENDING'`)."""
+    federation = session.federation
+    request = access_pb.ApproveNeuronRequest(neuron_id=neuron, approval_code=code, reason=reason)
+    answer = federation.call(federation.access.ApproveNeuron, request)
+    _changed(session, answer.neuron, "is approved")
+
+
+@leaf(app, "reject", example="neurons reject scraper-7 --reason 'not one of ours'")
+def reject(session: Session, neuron: NeuronId, *, reason: Reason = "") -> None:
+    """Turns a neuron away that waits for its approval."""
+    federation = session.federation
+    request = access_pb.RejectNeuronRequest(neuron_id=neuron, reason=reason)
+    answer = federation.call(federation.access.RejectNeuron, request)
+    _changed(session, answer.neuron, "is rejected")
+
+
+@leaf(app, "revoke-tokens", example="neurons revoke-tokens scraper-7 --reason 'laptop stolen'")
+def revoke_tokens(session: Session, neuron: NeuronId, *, reason: Reason = "") -> None:
+    """Ends a neuron's stream and all its tokens. It comes back with an enrollment token that
+    allows re-enrollment, and not before.
+    """
+    federation = session.federation
+    request = access_pb.RevokeNeuronTokensRequest(neuron_id=neuron, reason=reason)
+    answer = federation.call(federation.access.RevokeNeuronTokens, request)
+    _changed(session, answer.neuron, "has no valid token any more")
 
 
 @leaf(app, "delete", example="neurons delete scraper-7 --yes")

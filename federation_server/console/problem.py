@@ -71,7 +71,9 @@ class Details:
             self.retry_text = span(delay)
 
 
-def failure(error: grpc.RpcError, *, server: str, timeout: float, key_source: str) -> CallFailure:
+def failure(
+    error: grpc.RpcError, *, server: str, timeout: float, key_source: str, tls: bool = False
+) -> CallFailure:
     """The failure that an error of gRPC means.
 
     Args:
@@ -79,6 +81,7 @@ def failure(error: grpc.RpcError, *, server: str, timeout: float, key_source: st
         server: the address that was called.
         timeout: how many seconds the answer had.
         key_source: where the key came from, for people.
+        tls: whether the way there is TLS.
     """
     call = cast("grpc.Call", error)  # every error that a call raises is the call as well
     code = call.code()
@@ -87,6 +90,8 @@ def failure(error: grpc.RpcError, *, server: str, timeout: float, key_source: st
     sent = not _never_sent(text)
     if not details.reason:
         line = _without_reason(code, text, server=server, timeout=timeout)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            line = handshake_problem(text, server=server, tls=tls) or line
         return CallFailure(line, code=code, details=details, sent=sent)
     lines = [f"{text or 'refused'} ({details.reason})"]
     lines += _untold(details.violations, text)
@@ -127,6 +132,40 @@ def _without_reason(code: grpc.StatusCode, text: str, *, server: str, timeout: f
             " or name it with --server"
         )
     return f"the federation at {server} went away before it answered"
+
+
+_HANDSHAKE = {
+    "WRONG_VERSION_NUMBER": "{server} speaks plaintext and not TLS: write federation://{server}"
+    " if that is what you want",
+    "certificate has expired": "the certificate of {server} has expired:"
+    " whoever runs the server must renew it",
+    "certificate is not yet valid": "the certificate of {server} is not valid yet:"
+    " is this machine's clock right?",
+    "CERTIFICATE_VERIFY_FAILED": "the certificate of {server} is from a CA that is not trusted"
+    " here: name its CA's file with FEDERATION_CA_FILE",
+    "Hostname Verification": "the certificate of {server} is for other names: use one of them,"
+    " or give it this one too (`federation tls init --host`)",
+    "create security handshaker": "FEDERATION_CA_FILE, or the client's certificate with its key,"
+    " is damaged or does not fit together",
+    "handshake failed": "{server} and this command found no TLS in common",
+}
+"""What gRPC says of a handshake that failed, in its words and in ours; the first that fits."""
+
+
+def handshake_problem(text: str, *, server: str, tls: bool) -> str:
+    """What TLS has to do with a call that never reached the server; "" for nothing."""
+    for sign, meaning in _HANDSHAKE.items() if tls else ():
+        if sign.lower() in text.lower():
+            return meaning.format(server=server)
+    if not (_never_sent(text) and "socket closed" in text.lower()):
+        return ""
+    if tls:
+        return (
+            f"{server} closed the connection after the handshake: it may ask for a client's"
+            " certificate (FEDERATION_CLIENT_CERT_FILE and FEDERATION_CLIENT_KEY_FILE)"
+            " or not take this one"
+        )
+    return f"{server} closed the connection at once: if it speaks TLS, write federations://{server}"
 
 
 def _never_sent(text: str) -> bool:

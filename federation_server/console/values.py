@@ -33,6 +33,15 @@ def span(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def overlap(text: str) -> timedelta:
+    """How long what is replaced stays good: a length of time, or 0 for not at all.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    return timedelta() if text in {"0", "0s"} else span(text)
+
+
 def past(text: str) -> datetime:
     """A moment, or how long ago it was.
 

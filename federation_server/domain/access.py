@@ -6,10 +6,11 @@ bits, so that a slow password hash would add cost and no safety.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
@@ -28,6 +29,17 @@ class Role(IntEnum):
     """Commands and steers neurons."""
     ADMIN = 3
     """Decides who takes part."""
+
+
+class EnrollmentMode(StrEnum):
+    """Who may join the fleet."""
+
+    TOKEN = "token"  # noqa: S105 - a mode, not a secret
+    """Who has an enrollment token."""
+    APPROVE = "approve"
+    """Anybody else as well, once an admin has approved it."""
+    OPEN = "open"
+    """Anybody."""
 
 
 class Caller(StrEnum):
@@ -64,7 +76,9 @@ class NeuronIdentity:
 
     neuron_id: str
     generation: int
+    """Its token is good while no newer one has been used, and none has been revoked since."""
     expire_time: datetime
+    refresh_time: datetime
 
     @property
     def actor(self) -> str:
@@ -117,10 +131,54 @@ class EnrollmentToken:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key without its secret; see the contract's message of that name."""
+
+    name: str
+    role: Role
+    description: str
+    creator: str
+    create_time: datetime
+    expire_time: datetime | None
+    revoke_time: datetime | None
+    last_use_time: datetime | None
+    old_secret_expire_time: datetime | None
+
+    def works(self, now: datetime) -> bool:
+        """It is neither revoked nor expired."""
+        return self.revoke_time is None and (self.expire_time is None or now < self.expire_time)
+
+
+def is_last_resort(name: str, keys: Iterable[ApiKey], now: datetime) -> bool:
+    """Whether that key is the only one with which the federation can be administered for good.
+
+    That is the only ADMIN key that works and never expires; where none is of that kind, the only
+    ADMIN key that works.
+    """
+    working = [key for key in keys if key.role is Role.ADMIN and key.works(now)]
+    lasting = [key for key in working if key.expire_time is None]
+    return [key.name for key in lasting or working] == [name]
+
+
 def matches(pattern: str, text: str) -> bool:
     """Whether `text` is `pattern`, where each `*` of it stands for any text."""
     parts = (re.escape(part) for part in pattern.split("*"))
     return re.fullmatch(".*".join(parts), text, re.DOTALL) is not None
+
+
+def approval_code(neuron_id: str, create_time: datetime) -> str:
+    """What a neuron that waits for its approval and its admins compare: "ABCD-EFGH". No secret, but
+    another one for whoever takes the same id at another time.
+    """
+    digest = hashlib.sha256(f"{neuron_id} {create_time.timestamp():.6f}".encode()).digest()
+    code = base64.b32encode(digest)[:8].decode()
+    return f"{code[:4]}-{code[4:]}"
+
+
+def same_code(code: str, said: str) -> bool:
+    """Whether somebody has said that code, in whatever letters."""
+    return said.strip().replace("-", "").upper() == code.replace("-", "")
 
 
 def new_secret(prefix: str) -> str:
@@ -133,11 +191,22 @@ def secret_hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class IssuedToken:
+    """A neuron's new credential."""
+
+    token: str
+    neuron: NeuronIdentity
+    """Whom it names."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLifetime:
     """How long neuron tokens live; they are renewed in the middle of their life."""
 
     ttl: timedelta = timedelta(hours=24)
+    renewal: timedelta = timedelta(days=30)
+    """How long after that a token is good for one thing: to register its neuron again."""
 
     def refresh_time(self, issue_time: datetime) -> datetime:
         """When a token issued at `issue_time` should be renewed."""

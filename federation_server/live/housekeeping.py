@@ -15,7 +15,7 @@ import psycopg
 import structlog
 
 from federation_server.live.turn import turn
-from federation_server.store import leftovers, partitions, servers
+from federation_server.store import applications, leftovers, partitions, servers
 from federation_server.store.database import Connection, Database, bounded, first_line
 
 log = structlog.get_logger(__name__)
@@ -30,11 +30,14 @@ _LOCK = 0x6665_6468_6F75  # "fedhou"
 class Housekeeping:
     """Keeps house on one server at a time."""
 
-    def __init__(self, database: Database, retention: Mapping[str, timedelta]) -> None:
+    def __init__(
+        self, database: Database, retention: Mapping[str, timedelta], *, pending: timedelta
+    ) -> None:
         """Does nothing before `run`; `retention` says how long each partitioned table keeps what
-        it has.
+        it has, `pending` how long a neuron waits for its approval.
         """
         self._database = database
+        self._pending = pending
         self._retention = retention
         self._forget_at = 0.0
 
@@ -70,6 +73,8 @@ class Housekeeping:
                     action="partition_busy",
                     partition=partition,
                 )
+        for neuron_id in await applications.forget(connection, self._pending):
+            log.info("nobody approved it", action="pending_forgotten", neuron_id=neuron_id)
         if time.monotonic() >= self._forget_at:
             self._forget_at = time.monotonic() + FORGET_INTERVAL_S
             await leftovers.forget(connection, longest=max(self._retention.values()))

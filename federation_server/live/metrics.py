@@ -119,3 +119,9 @@ class Metrics:
             ["cause"],
             registry=self.registry,
         )
+        self.certificate_expire_time = Gauge(
+            "federation_tls_certificate_expire_time_seconds",
+            "When what the gRPC port speaks TLS with expires, in seconds since 1970",
+            ["certificate"],
+            registry=self.registry,
+        )

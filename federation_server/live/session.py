@@ -16,6 +16,7 @@ from enum import StrEnum
 from random import uniform
 from typing import TypeAlias
 
+from federation_server.domain.access import IssuedToken, NeuronIdentity
 from federation_server.domain.command import Execution
 from federation_server.domain.neuron import JsonObject
 
@@ -88,7 +89,7 @@ class Refusal:
     violations: Mapping[str, str] = field(default_factory=dict)
 
 
-Outgoing: TypeAlias = Delivery | Cancel | Settings | Reconnect | Refusal
+Outgoing: TypeAlias = Delivery | Cancel | Settings | Reconnect | Refusal | IssuedToken
 
 
 class Session:
@@ -106,6 +107,7 @@ class Session:
         "_outbox",
         "_wake",
         "ack_sequence",
+        "credential",
         "end",
         "end_detail",
         "epoch",
@@ -138,6 +140,8 @@ class Session:
         """How many messages have been written."""
         self.writing = False
         """Whether the next one is being written."""
+        self.credential: NeuronIdentity | None = None
+        """What the newest token that its neuron was given says; None: it gets no other."""
         self.end: SessionEnd | None = None
         self.end_detail = ""
         self.on_end: Callable[[], None] | None = None

@@ -1,4 +1,4 @@
-"""AccessService: the enrollment tokens."""
+"""AccessService: who may take part; API keys and signing keys are in the modules beside."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import structlog
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import access_service_pb2_grpc as pb_grpc
 from federation_server.domain.access import EnrollmentToken
-from federation_server.rpc import auth, errors, limits
+from federation_server.rpc import approval, auth, errors, limits
+from federation_server.rpc.api_keys import ApiKeys
 from federation_server.rpc.convert import optional_span, to_timestamp
+from federation_server.rpc.neuron_changes import SessionEnding
+from federation_server.rpc.signing_keys import SigningKeys
+from federation_server.rpc.tokens import Tokens
 from federation_server.store import enrollment
 from federation_server.store.database import Database
 
 log = structlog.get_logger(__name__)
 
 
-class AccessServicer(pb_grpc.AccessServiceServicer):
-    """Makes, lists and revokes enrollment tokens."""
+class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
+    """Makes, lists and revokes enrollment tokens; approving has a module of its own."""
 
-    def __init__(self, database: Database) -> None:
-        """Serves from `database`."""
+    def __init__(self, database: Database, ending: SessionEnding, tokens: Tokens) -> None:
+        """Serves from `database`; `tokens` follow what becomes of the signing keys."""
         self._database = database
+        self._ending = ending
+        self._tokens = tokens
 
     async def CreateEnrollmentToken(
         self,
@@ -104,6 +110,35 @@ class AccessServicer(pb_grpc.AccessServiceServicer):
             admin=admin.name,
         )
         return pb.RevokeEnrollmentTokenResponse(enrollment_token=_to_message(token))
+
+    async def ApproveNeuron(
+        self,
+        request: pb.ApproveNeuronRequest,
+        context: grpc.aio.ServicerContext[pb.ApproveNeuronRequest, pb.ApproveNeuronResponse],
+    ) -> pb.ApproveNeuronResponse:
+        """See the contract."""
+        limits.check(request)
+        return await approval.approve(self._database, request)
+
+    async def RejectNeuron(
+        self,
+        request: pb.RejectNeuronRequest,
+        context: grpc.aio.ServicerContext[pb.RejectNeuronRequest, pb.RejectNeuronResponse],
+    ) -> pb.RejectNeuronResponse:
+        """See the contract."""
+        limits.check(request)
+        return await approval.reject(self._database, request)
+
+    async def RevokeNeuronTokens(
+        self,
+        request: pb.RevokeNeuronTokensRequest,
+        context: grpc.aio.ServicerContext[
+            pb.RevokeNeuronTokensRequest, pb.RevokeNeuronTokensResponse
+        ],
+    ) -> pb.RevokeNeuronTokensResponse:
+        """See the contract."""
+        limits.check(request)
+        return await approval.revoke_tokens(self._database, self._ending, request)
 
 
 def _is_id(text: str) -> bool:

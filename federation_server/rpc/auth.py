@@ -11,6 +11,8 @@ cost no question to the database, and who shows no good token takes nobody's tur
 
 An address that shows one bad credential after the other is told to wait. That is told in place of
 what is wrong with a bad credential, so a good one is let in always, from wherever it comes.
+
+A stream that an admin has opened ends soon after its key does (`key_watch.py`).
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ from federation_server.domain.access import (
 from federation_server.domain.address import source_of
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.admission import Admission, Entry
+from federation_server.live.key_uses import KeyUses
 from federation_server.live.rates import Limit, Rates
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import refusal, refusing
+from federation_server.rpc.key_watch import KeyWatch
 from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS
 from federation_server.rpc.tokens import Tokens
 from federation_server.store.access import FoundKey, find_api_keys
 from federation_server.store.database import Database
-from federation_server.store.registration import find_standing
+from federation_server.store.registration import Standing, find_standing, use_generation
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +72,8 @@ KEYS_AT_ONCE = 500
 """How many API keys one question is about."""
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
+_api_key: ContextVar[str] = ContextVar("api_key")
+"""The secret that an admin has shown."""
 
 
 def current_admin() -> Admin:
@@ -121,15 +127,21 @@ class Authentication(grpc.aio.ServerInterceptor):
         tokens: Tokens,
         admission: Admission,
         rates: Rates,
+        key_uses: KeyUses,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Asks `database` who a credential is; `clock` is in seconds."""
+        """Asks `database` who a credential is, and notes the use of API keys; `clock` is in
+        seconds.
+        """
         self._database = database
         self._admission = admission
         self._rates = rates
         self._tokens = tokens
+        self._clock = clock
         self._keys = _KeyCache(clock)
+        self._key_uses = key_uses
+        self._key_watch = KeyWatch(self._still_good)
         self._lookups: set[asyncio.Task[Any]] = set()
         self._asked: dict[bytes, asyncio.Future[FoundKey | None]] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -159,6 +171,8 @@ class Authentication(grpc.aio.ServerInterceptor):
             return refusing(refusal(refused, method), heard_s=heard_s)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
             return refusing(refusal(error, method), heard_s=heard_s)
+        if isinstance(principal, Admin) and handler.response_streaming:
+            return self._key_watch.over(handler, method)
         return handler
 
     def _failed(self, refused: errors.Refused, method: str, peer: str) -> errors.Refused:
@@ -189,7 +203,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         if not (credential and credential.isascii()):
             raise errors.credential_invalid()
         if _is_jwt(credential):
-            identity = self._tokens.verify(credential)
+            identity = await self._tokens.identify(credential)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
             # A token that was revoked must not use up what its neuron may do.
@@ -199,10 +213,11 @@ class Authentication(grpc.aio.ServerInterceptor):
             else:
                 await self._check_standing(identity, method)
             return identity
-        admin = await self._find_admin(credential)
+        admin = (await self._find_key(credential)).admin
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
         self._limit(Limit.ADMIN_CALL_RATE, admin.name)
+        _api_key.set(credential)
         return admin
 
     def _limit(self, limit: Limit, caller: str) -> None:
@@ -215,29 +230,46 @@ class Authentication(grpc.aio.ServerInterceptor):
 
     async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
         neuron_id = identity.neuron_id
-        standing = await self._ask(
-            self._database.begin_for_neurons, partial(find_standing, neuron_id=neuron_id)
-        )
+
+        async def use(connection: AsyncConnection) -> Standing | None:
+            standing = await find_standing(connection, neuron_id)
+            if standing is not None and standing.generation < identity.generation:
+                await use_generation(connection, neuron_id, identity.generation)
+            return standing
+
+        standing = await self._ask(self._database.begin_for_neurons, use)
         if standing is None:
             raise errors.credential_invalid()
         deactivated = standing.lifecycle is Lifecycle.DEACTIVATED
         if deactivated and method == DEREGISTER:
             return  # its first call has revoked the token; to repeat it is harmless
-        if standing.generation != identity.generation:
+        if standing.generation > identity.generation:
             raise errors.credential_invalid()
         if deactivated:
             raise errors.neuron_deactivated(neuron_id)
+        if standing.lifecycle is Lifecycle.PENDING and method != DEREGISTER:
+            raise errors.neuron_pending(neuron_id)
 
-    async def _find_admin(self, secret: str) -> Admin:
+    async def _still_good(self) -> float:
+        """For how many seconds more the key that this call has shown is taken for good.
+
+        Raises:
+            errors.Refused: it is good no more.
+        """
+        secret = _api_key.get()
+        await self._find_key(secret)
+        return self._keys.until(secret) - self._clock()
+
+    async def _find_key(self, secret: str) -> FoundKey:
         found = self._keys.get(secret)
         if found is None:
             found = await self._look_up(secret)
             if found is None:
                 raise errors.credential_invalid()
-            self._keys.put(secret, found)
         if found.expired:
             raise errors.credential_expired()
-        return found.admin
+        self._key_uses.note(found.admin.name)
+        return found
 
     async def _look_up(self, secret: str) -> FoundKey | None:
         """The key in the store. One question is under way at a time, about all keys that wait: so
@@ -260,10 +292,14 @@ class Authentication(grpc.aio.ServerInterceptor):
                 asked = {digest: self._asked[digest] for digest in [*self._asked][:KEYS_AT_ONCE]}
                 for digest in asked:  # who comes from now on asks anew
                     del self._asked[digest]
+                # What is asked now may change before it is heard.
+                until = self._clock() + API_KEY_CACHE_S
                 found = await self._ask(
                     self._database.begin, partial(find_api_keys, secret_hashes=[*asked])
                 )
                 for digest, answer in asked.items():
+                    if digest in found:
+                        self._keys.put(digest, found[digest], until)
                     answer.set_result(found.get(digest))
         except Exception as error:  # noqa: BLE001 - whoever waits fails with it
             for answer in (*asked.values(), *self._asked.values()):
@@ -318,10 +354,13 @@ class _KeyCache:
         until, found = self._found.get(secret_hash(secret), (0.0, None))
         return found if self._clock() < until else None
 
-    def put(self, secret: str, found: FoundKey) -> None:
+    def until(self, secret: str) -> float:
+        """Until when it is kept; a time that is past if it is not."""
+        return self._found.get(secret_hash(secret), (0.0, None))[0]
+
+    def put(self, digest: bytes, found: FoundKey, until: float) -> None:
         # The newest goes to the end, so that the first is the oldest.
-        digest = secret_hash(secret)
         self._found.pop(digest, None)
         if len(self._found) >= API_KEY_CACHE_SIZE:
             del self._found[next(iter(self._found))]
-        self._found[digest] = (self._clock() + API_KEY_CACHE_S, found)
+        self._found[digest] = (until, found)

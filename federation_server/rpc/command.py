@@ -203,6 +203,8 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
                 raise errors.neuron_not_found(neuron_id)
             if target.lifecycle is Lifecycle.DEACTIVATED:
                 raise errors.neuron_deactivated(neuron_id)
+            if target.lifecycle is Lifecycle.PENDING:
+                raise errors.neuron_pending(neuron_id)
             order.check_data(neuron_id, target.advertised)
             order.check_times(target.now)
             return order.command(

@@ -244,8 +244,10 @@ def _verdict(
     order: Order, neuron: Candidate, verdicts: dict[str, Refused | None]
 ) -> Refused | None:
     """Why a neuron gets no command. Neurons that advertise the type alike are judged once."""
-    if neuron.lifecycle is not Lifecycle.ACTIVE:
+    if neuron.lifecycle is Lifecycle.DEACTIVATED:
         return errors.neuron_deactivated(neuron.neuron_id)
+    if neuron.lifecycle is Lifecycle.PENDING:
+        return errors.neuron_pending(neuron.neuron_id)
     if neuron.advertised is None and not order.allow_unadvertised:
         return errors.command_type_not_advertised(neuron.neuron_id, order.type)
     key = repr(neuron.advertised)

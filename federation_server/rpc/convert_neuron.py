@@ -12,6 +12,7 @@ from typing import Any, cast
 from google.protobuf.duration_pb2 import Duration
 
 from federation.v1 import fleet_service_pb2, heartbeat_pb2, neuron_pb2
+from federation_server.domain.access import approval_code
 from federation_server.domain.doubt import Cause
 from federation_server.domain.fleet import DoubtfulServer, FleetOverview, NeuronSummary
 from federation_server.domain.neuron import (
@@ -213,6 +214,11 @@ def neuron_to_proto(
         uptime=to_duration(record.uptime_s),
         totals=_totals(record.totals),
         host=None if record.host is None else _host(record.host),
+        approval_code=(
+            approval_code(record.neuron_id, record.create_time)
+            if record.lifecycle is Lifecycle.PENDING
+            else ""
+        ),
     )
 
 

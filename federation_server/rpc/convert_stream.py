@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from federation.v1 import command_pb2, errors_pb2, heartbeat_pb2, report_pb2, session_service_pb2
+from federation_server.domain.access import IssuedToken
 from federation_server.domain.analytics import (
     AnalyticsReport,
     Histogram,
@@ -39,6 +40,7 @@ from federation_server.rpc.convert import (
     to_duration,
     to_struct,
 )
+from federation_server.rpc.convert_access import token_to_proto
 
 _ACTIVITY = {
     number: Activity(name.removeprefix("ACTIVITY_")).value
@@ -272,6 +274,9 @@ def outgoing(message: Outgoing) -> session_service_pb2.FederationMessage:
             return envelope(reconnect=reconnect)
         case Refusal():
             return envelope(refusal=_refusal(message))
+        case IssuedToken():
+            rotation = session_service_pb2.TokenRotation(token=token_to_proto(message))
+            return envelope(token_rotation=rotation)
 
 
 def settings(message: Settings) -> session_service_pb2.SessionSettings:

@@ -34,6 +34,7 @@ MAX_MESSAGE_LENGTH = 512
 
 SUPERSEDED_BACK_OFF_S = 60.0
 DATABASE_RETRY_S = 1.0
+PENDING_RETRY_S = 30.0
 
 _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_INVALID_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
@@ -65,6 +66,11 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_NO_NEURON_MATCHES: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_SERVER_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorReason.ERROR_REASON_RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorReason.ERROR_REASON_NEURON_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_NEURON_NOT_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_API_KEY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorReason.ERROR_REASON_LAST_ADMIN_KEY: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_API_KEY_NAME_TAKEN: grpc.StatusCode.ALREADY_EXISTS,
 }
 
 
@@ -269,6 +275,27 @@ def neuron_deactivated(neuron_id: str) -> Refused:
     )
 
 
+def neuron_pending(neuron_id: str) -> Refused:
+    """The neuron waits for an admin's approval."""
+    return Refused(
+        ErrorReason.ERROR_REASON_NEURON_PENDING,
+        f"the neuron {_cut(neuron_id)} waits for approval: an admin must approve or reject it",
+        metadata={"neuron_id": neuron_id},
+        retry_after=PENDING_RETRY_S,
+        precondition=neuron_id,
+    )
+
+
+def neuron_not_pending(neuron_id: str, what: str) -> Refused:
+    """The neuron does not wait for an approval; `what` says what it does, or how to go on."""
+    return Refused(
+        ErrorReason.ERROR_REASON_NEURON_NOT_PENDING,
+        f"the neuron {_cut(neuron_id)} {what}",
+        metadata={"neuron_id": neuron_id},
+        precondition=neuron_id,
+    )
+
+
 def neuron_not_offline(neuron_id: str) -> Refused:
     """The neuron is there, and the request does not force."""
     return Refused(
@@ -378,6 +405,36 @@ def enrollment_token_not_found(enrollment_token_id: str) -> Refused:
         f"there is no enrollment token {_cut(enrollment_token_id)}: list them to see which there"
         " are",
         metadata={"enrollment_token_id": enrollment_token_id},
+    )
+
+
+def api_key_not_found(name: str, *, revoked: bool = False) -> Refused:
+    """No API key has that name, or only one that was revoked."""
+    words = f"the API key {_cut(name)} was revoked" if revoked else f"no API key is {_cut(name)}"
+    return Refused(
+        ErrorReason.ERROR_REASON_API_KEY_NOT_FOUND,
+        f"{words}: list them to see which there are",
+        metadata={"name": name},
+    )
+
+
+def last_admin_key(name: str) -> Refused:
+    """Without that API key nobody could administer the federation any more."""
+    return Refused(
+        ErrorReason.ERROR_REASON_LAST_ADMIN_KEY,
+        f"the API key {_cut(name)} is the last ADMIN key that stays: create another one first,"
+        " of role ADMIN and without a ttl",
+        metadata={"name": name},
+        precondition=name,
+    )
+
+
+def api_key_name_taken(name: str) -> Refused:
+    """An API key has that name, or had it."""
+    return Refused(
+        ErrorReason.ERROR_REASON_API_KEY_NAME_TAKEN,
+        f"an API key is or was named {_cut(name)}: choose another name, or rotate that key",
+        metadata={"name": name},
     )
 
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import grpc.aio
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import fleet_service_pb2 as pb
 from federation.v1 import fleet_service_pb2_grpc as pb_grpc
 from federation.v1 import neuron_pb2
-from federation_server.domain.neuron import NeuronDescription, Presence
+from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presence
 from federation_server.domain.violation import Violation
-from federation_server.live.notifier import hint_end
-from federation_server.live.session import SessionEnd, Sessions
+from federation_server.live.session import SessionEnd
 from federation_server.rpc import auth, errors, limits
 from federation_server.rpc.convert import optional_time
-from federation_server.rpc.convert_heartbeat import heartbeat_to_proto, stored_heartbeat_to_proto
+from federation_server.rpc.convert_heartbeat import stored_heartbeat_to_proto
 from federation_server.rpc.convert_neuron import (
     description_from_proto,
     neuron_to_proto,
     overview_to_proto,
 )
-from federation_server.store import fleet, heartbeats, neuron_list, neurons, overview, registration
+from federation_server.rpc.neuron_changes import SessionEnding, lock, shown
+from federation_server.store import fleet, heartbeats, neuron_list, overview, registration
 from federation_server.store.database import Database
-from federation_server.store.registration import EndedSession, Standing
+from federation_server.store.registration import Standing
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +32,10 @@ DEFAULT_TOP = 5
 class FleetServicer(pb_grpc.FleetServiceServicer):
     """Shows the fleet to admins, and does to neurons what they say."""
 
-    def __init__(self, database: Database, sessions: Sessions, server_id: str) -> None:
-        """Serves from `database`; `sessions` are those whose streams this server holds."""
+    def __init__(self, database: Database, ending: SessionEnding) -> None:
+        """Serves from `database`."""
         self._database = database
-        self._sessions = sessions
-        self._server_id = server_id
+        self._ending = ending
 
     async def GetNeuron(
         self,
@@ -47,7 +45,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         """See the contract."""
         limits.check(request)
         async with self._database.begin() as connection:
-            return pb.GetNeuronResponse(neuron=await _shown(connection, request.neuron_id))
+            return pb.GetNeuronResponse(neuron=await shown(connection, request.neuron_id))
 
     async def ListNeurons(
         self,
@@ -84,9 +82,9 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         releasing = frozenset(request.release_mask.paths)
         description = _masked(request, setting)
         async with self._database.begin() as connection:
-            await _lock(connection, request.neuron_id)
+            await lock(connection, request.neuron_id)
             await fleet.override(connection, description, setting=setting, releasing=releasing)
-            neuron = await _shown(connection, request.neuron_id)
+            neuron = await shown(connection, request.neuron_id)
         log.info(
             "neuron updated",
             action="neuron_updated",
@@ -106,11 +104,12 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         limits.check(request)
         neuron_id = request.neuron_id
         async with self._database.begin() as connection:
-            standing = await _lock(connection, neuron_id)
+            standing = await lock(connection, neuron_id)
+            _refuse_pending(standing, neuron_id)
             ended = await fleet.deactivate(connection, neuron_id, standing, request.reason)
-            await self._tell_elsewhere(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
-            neuron = await _shown(connection, neuron_id)
-        self._end_here(neuron_id, ended, SessionEnd.DEACTIVATED)
+            await self._ending.elsewhere(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
+            neuron = await shown(connection, neuron_id)
+        self._ending.here(neuron_id, ended, SessionEnd.DEACTIVATED)
         log.info(
             "neuron deactivated",
             action="neuron_deactivated",
@@ -128,9 +127,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         """See the contract."""
         limits.check(request)
         async with self._database.begin() as connection:
-            standing = await _lock(connection, request.neuron_id)
+            standing = await lock(connection, request.neuron_id)
+            _refuse_pending(standing, request.neuron_id)
             await fleet.activate(connection, request.neuron_id, standing, request.reason)
-            neuron = await _shown(connection, request.neuron_id)
+            neuron = await shown(connection, request.neuron_id)
         log.info(
             "neuron activated",
             action="neuron_activated",
@@ -149,13 +149,13 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         limits.check(request)
         neuron_id = request.neuron_id
         async with self._database.begin() as connection:
-            await _lock(connection, neuron_id)
+            await lock(connection, neuron_id)
             presence = await fleet.presence(connection, neuron_id)
             if presence is not Presence.OFFLINE and not request.force:
                 raise errors.neuron_not_offline(neuron_id)
             ended = await fleet.forget(connection, neuron_id)
-            await self._tell_elsewhere(connection, neuron_id, ended, SessionEnd.REVOKED)
-        self._end_here(neuron_id, ended, SessionEnd.REVOKED)
+            await self._ending.elsewhere(connection, neuron_id, ended, SessionEnd.REVOKED)
+        self._ending.here(neuron_id, ended, SessionEnd.REVOKED)
         log.info(
             "neuron deleted",
             action="neuron_deleted",
@@ -200,53 +200,11 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
             next_page_token=next_page_token,
         )
 
-    async def _tell_elsewhere(
-        self,
-        connection: AsyncConnection,
-        neuron_id: str,
-        ended: EndedSession | None,
-        end: SessionEnd,
-    ) -> None:
-        """Has the server that holds an ended session close its stream, if that is another one."""
-        if ended is not None and ended.server_id != self._server_id:
-            await hint_end(
-                connection, ended.server_id, neuron_id, end, below_epoch=ended.next_epoch
-            )
 
-    def _end_here(self, neuron_id: str, ended: EndedSession | None, end: SessionEnd) -> None:
-        """Closes an ended session's stream on this server, once that is committed. A session that
-        the neuron has opened since is not meant.
-        """
-        session = self._sessions.get(neuron_id)
-        if ended is not None and session is not None and session.epoch < ended.next_epoch:
-            session.finish(end)
-
-
-async def _lock(connection: AsyncConnection, neuron_id: str) -> Standing:
-    """How the neuron stands until the transaction ends.
-
-    Raises:
-        errors.Refused: NOT_FOUND.
-    """
-    standing = await registration.lock_neuron(connection, neuron_id)
-    if standing is None:
-        raise errors.neuron_not_found(neuron_id)
-    return standing
-
-
-async def _shown(connection: AsyncConnection, neuron_id: str) -> neuron_pb2.Neuron:
-    """The neuron with its last heartbeat.
-
-    Raises:
-        errors.Refused: NOT_FOUND.
-    """
-    record = await neurons.get(connection, neuron_id)
-    if record is None:
-        raise errors.neuron_not_found(neuron_id)
-    last = None
-    if record.last_heartbeat_time is not None:
-        last = await heartbeats.get(connection, neuron_id, record.last_heartbeat_time)
-    return neuron_to_proto(record, None if last is None else heartbeat_to_proto(last))
+def _refuse_pending(standing: Standing, neuron_id: str) -> None:
+    """Who waits for an approval is approved or rejected, by an ADMIN."""
+    if standing.lifecycle is Lifecycle.PENDING:
+        raise errors.neuron_pending(neuron_id)
 
 
 def _masked(request: pb.UpdateNeuronRequest, setting: frozenset[str]) -> NeuronDescription:

@@ -519,6 +519,36 @@ _ACCESS: Mapping[type[Message], Fields] = {
         {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
     ),
     access_service_pb2.RevokeEnrollmentTokenRequest: Fields({"enrollment_token_id": REQUIRED_ID}),
+    access_service_pb2.ApproveNeuronRequest: Fields(
+        {"neuron_id": REQUIRED_ID, "approval_code": Text(16), "reason": SENTENCE}
+    ),
+    access_service_pb2.RejectNeuronRequest: Fields({"neuron_id": REQUIRED_ID, "reason": SENTENCE}),
+    access_service_pb2.RevokeNeuronTokensRequest: Fields(
+        {"neuron_id": REQUIRED_ID, "reason": SENTENCE}
+    ),
+    access_service_pb2.CreateApiKeyRequest: Fields(
+        {
+            "name": Text(required=True, pattern=r"[a-z0-9]([a-z0-9._@-]{0,62}[a-z0-9])?"),
+            "role": Known(access_service_pb2.Role, required=True),
+            "ttl": Span(1, 3660 * DAY_S),
+            "description": Text(256),
+            "request_id": REQUEST_ID,
+        }
+    ),
+    access_service_pb2.ListApiKeysRequest: Fields(
+        {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
+    ),
+    access_service_pb2.RotateApiKeyRequest: Fields(
+        {"name": REQUIRED_ID, "overlap": Span(0, 30 * DAY_S)}
+    ),
+    access_service_pb2.ExpireApiKeyRequest: Fields(
+        {"name": REQUIRED_ID, "expire_time": Time(required=True)}
+    ),
+    access_service_pb2.RevokeApiKeyRequest: Fields({"name": REQUIRED_ID}),
+    access_service_pb2.ListSigningKeysRequest: Fields(
+        {"page_size": PAGE_SIZE, "page_token": PAGE_TOKEN}
+    ),
+    access_service_pb2.RotateSigningKeyRequest: Fields({"overlap": Span(0, 366 * DAY_S)}),
 }
 
 LIMITS: Mapping[type[Message], Fields] = {

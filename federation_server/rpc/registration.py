@@ -5,6 +5,9 @@
                                 ├─ same request ▶ repeated
                                 ├─ may re-enroll ▶ re-enrolled, older tokens die   counted
                                 └─ else ────────▶ NEURON_EXISTS
+    else, if strangers may come ┬─ id is new ───▶ PENDING, or created in mode `open`
+                                ├─ same request ▶ repeated
+                                └─ else ────────▶ NEURON_EXISTS
 
 Nothing is said of a neuron_id, in words or in time, before a credential has proved good.
 """
@@ -12,25 +15,30 @@ Nothing is said of a neuron_id, in words or in time, before a credential has pro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import session_service_pb2 as pb
-from federation_server.domain.access import EnrollmentToken, NeuronIdentity
+from federation.v1.errors_pb2 import ErrorReason
+from federation_server.domain.access import EnrollmentMode, EnrollmentToken, NeuronIdentity
 from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presence
 from federation_server.live.notifier import hint_end
 from federation_server.live.session import SessionEnd
 from federation_server.rpc import auth, errors
-from federation_server.rpc.convert import to_timestamp
+from federation_server.rpc.convert_access import token_to_proto
 from federation_server.rpc.convert_neuron import description_from_proto, neuron_to_proto
 from federation_server.rpc.tokens import Tokens
-from federation_server.store import enrollment, neurons
+from federation_server.store import applications, enrollment, neurons
 from federation_server.store import registration as store
 from federation_server.store.database import Database, current_time
 
 log = structlog.get_logger(__name__)
+
+MOST_PENDING = 1000
+"""How many neurons may wait for their approval: anybody can make another one."""
+
+FULL_RETRY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class _Admitted:
 
     generation: int
     how: str
-    """For the log: created, repeated, re-enrolled, renewed."""
+    """For the log: created, repeated, re-enrolled, renewed, applied, joined."""
     created: bool = False
     enrollment_token_id: str | None = None
 
@@ -47,17 +55,26 @@ class _Admitted:
 class Registration:
     """Who is in the fleet, from the neurons' side."""
 
-    def __init__(self, database: Database, tokens: Tokens) -> None:
-        """Writes to `database`; gives out `tokens`."""
+    def __init__(
+        self,
+        database: Database,
+        tokens: Tokens,
+        mode: EnrollmentMode = EnrollmentMode.TOKEN,
+    ) -> None:
+        """Writes to `database`; gives out `tokens`; `mode` says what becomes of strangers."""
         self._database = database
         self._tokens = tokens
+        self._mode = mode
 
     def shows_own_token(self, request: pb.RegisterRequest, metadata: auth.Metadata | None) -> bool:
         """Whether a call carries the token of the neuron that it registers, and its time is not
-        over. Costs the database nothing.
+        over, or may still be renewed. Costs the database nothing.
         """
-        own = self._own_identity(request.description.neuron_id, metadata)
-        return isinstance(own, NeuronIdentity)
+        try:
+            own = self._tokens.verify(auth.neuron_token(metadata) or "", to_renew=True)
+        except errors.Refused:
+            return False
+        return own.neuron_id == request.description.neuron_id
 
     async def register(
         self, request: pb.RegisterRequest, metadata: auth.Metadata | None
@@ -71,26 +88,40 @@ class Registration:
             errors.Refused: as the contract says.
         """
         description = description_from_proto(request.description)
-        own = self._own_identity(description.neuron_id, metadata)
+        own = await self._own_identity(description.neuron_id, metadata)
         if isinstance(own, NeuronIdentity):
             response = await self._renewed(description, own)
             if response is not None:
                 return response
             own = errors.credential_invalid()
-        if not request.enrollment_token:
+        if not request.enrollment_token and self._mode is EnrollmentMode.TOKEN:
             raise own
         # Another transaction: an enrollment token's row is always locked before a neuron's.
         async with self._database.begin_for_neurons() as connection:
-            admitted = await _enroll(connection, description, request)
+            if request.enrollment_token:
+                admitted = await _enroll(connection, description, request)
+            else:
+                admitted = await _take_in(connection, description, request, self._mode, own)
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 
     async def refresh_token(self, neuron: NeuronIdentity) -> pb.RefreshTokenResponse:
-        """A new token of the same generation."""
+        """A new token; the one before is good until this one is used.
+
+        Raises:
+            errors.Refused: the neuron was deactivated or deleted, or its token revoked, since it
+                called.
+        """
         async with self._database.begin_for_neurons() as connection:
+            standing = await store.lock_neuron(connection, neuron.neuron_id)
+            if standing is None or standing.generation > neuron.generation:
+                raise errors.credential_invalid()
+            _refuse_deactivated(standing, neuron.neuron_id)
             now = await current_time(connection)
+            generation = store.newer_generation(neuron.generation, now)
+            issued = self._tokens.issue(neuron.neuron_id, generation, now)
         log.info("token refreshed", action="token_refreshed", neuron_id=neuron.neuron_id)
-        return pb.RefreshTokenResponse(token=self._token(neuron.neuron_id, neuron.generation, now))
+        return pb.RefreshTokenResponse(token=token_to_proto(issued))
 
     async def deregister(
         self, neuron: NeuronIdentity, request: pb.DeregisterRequest
@@ -105,7 +136,7 @@ class Registration:
             standing = await store.lock_neuron(connection, neuron_id)
             if standing is None:
                 raise errors.credential_invalid()
-            if standing.generation != neuron.generation:
+            if standing.generation > neuron.generation:
                 if standing.lifecycle is Lifecycle.DEACTIVATED:
                     return pb.DeregisterResponse()
                 raise errors.credential_invalid()
@@ -126,7 +157,7 @@ class Registration:
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 
-    def _own_identity(
+    async def _own_identity(
         self, neuron_id: str, metadata: auth.Metadata | None
     ) -> NeuronIdentity | errors.Refused:
         """Whom the call's neuron token names, or why it does not count."""
@@ -134,7 +165,7 @@ class Registration:
         if token is None:
             return errors.credential_missing()
         try:
-            identity = self._tokens.verify(token)
+            identity = await self._tokens.identify(token, to_renew=True)
         except errors.Refused as refused:
             return refused
         return identity if identity.neuron_id == neuron_id else errors.not_this_neuron(neuron_id)
@@ -149,16 +180,8 @@ class Registration:
         now = await current_time(connection)
         return pb.RegisterResponse(
             neuron=neuron_to_proto(record),
-            token=self._token(neuron_id, admitted.generation, now),
+            token=token_to_proto(self._tokens.issue(neuron_id, admitted.generation, now)),
             created=admitted.created,
-        )
-
-    def _token(self, neuron_id: str, generation: int, now: datetime) -> pb.NeuronToken:
-        issued = self._tokens.issue(neuron_id, generation, now)
-        return pb.NeuronToken(
-            token=issued.token,
-            expire_time=to_timestamp(issued.expire_time),
-            refresh_time=to_timestamp(issued.refresh_time),
         )
 
 
@@ -178,11 +201,13 @@ async def _renew(
 ) -> _Admitted | None:
     """By the neuron's own token; None if that was revoked or its neuron deleted."""
     standing = await store.lock_neuron(connection, identity.neuron_id)
-    if standing is None or standing.generation != identity.generation:
+    if standing is None or standing.generation > identity.generation:
         return None
     _refuse_deactivated(standing, identity.neuron_id)
+    await store.use_generation(connection, identity.neuron_id, identity.generation)
     await store.update_description(connection, description)
-    return _Admitted(standing.generation, "renewed")
+    now = await current_time(connection)
+    return _Admitted(store.newer_generation(identity.generation, now), "renewed")
 
 
 async def _enroll(
@@ -215,6 +240,39 @@ async def _enroll(
     time = store.generation_time(generation)
     await enrollment.count_use(connection, token_id, neuron_id, request_id, time)
     return _Admitted(generation, "re-enrolled", False, token_id)
+
+
+async def _take_in(
+    connection: AsyncConnection,
+    description: NeuronDescription,
+    request: pb.RegisterRequest,
+    mode: EnrollmentMode,
+    own: errors.Refused,
+) -> _Admitted:
+    """Without a good credential; `own` is why there is none. Only a new id, or one that this same
+    call has taken in before.
+    """
+    neuron_id, request_id = description.neuron_id, request.request_id
+    pending = mode is EnrollmentMode.APPROVE
+    if pending and await applications.count_pending(connection) >= MOST_PENDING:
+        log.warning("too many wait for approval", action="enrollment_full", neuron_id=neuron_id)
+        raise errors.server_busy(FULL_RETRY_S)
+    lifecycle = Lifecycle.PENDING if pending else Lifecycle.ACTIVE
+    generation = await store.insert_neuron(connection, description, lifecycle)
+    if generation is not None:
+        await applications.note(connection, neuron_id, request_id)
+        return _Admitted(generation, "applied" if pending else "joined", True)
+    standing = await store.lock_neuron(connection, neuron_id)
+    if standing is None:
+        raise errors.conflict(f"{neuron_id} was deleted at this moment")
+    fresh = standing.generation_time == standing.create_time
+    if fresh and await applications.is_repeated(connection, neuron_id, request_id):
+        _refuse_deactivated(standing, neuron_id)
+        await store.update_description(connection, description)
+        return _Admitted(standing.generation, "repeated", True)
+    if own.reason is ErrorReason.ERROR_REASON_CREDENTIAL_MISSING:
+        raise errors.neuron_exists(neuron_id)
+    raise own
 
 
 async def _reenroll(connection: AsyncConnection, description: NeuronDescription) -> int:

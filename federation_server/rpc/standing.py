@@ -14,12 +14,14 @@ from federation_server.store.registration import find_standing
 async def turned_away(
     connection: AsyncConnection, identity: NeuronIdentity, otherwise: Refused | None = None
 ) -> Refused:
-    """What to tell it: that it was deactivated or deleted, or its token revoked. `otherwise` is for
-    one that stands as its token says.
+    """What to tell it: that it was deactivated or deleted, that its token was revoked, or that it
+    waits for its approval. `otherwise` is for one that stands as its token says.
     """
     standing = await find_standing(connection, identity.neuron_id)
     if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
         return errors.neuron_deactivated(identity.neuron_id)
-    if standing is None or standing.generation != identity.generation or otherwise is None:
+    if standing is None or standing.generation > identity.generation:
         return errors.credential_invalid()
-    return otherwise
+    if standing.lifecycle is Lifecycle.PENDING:
+        return errors.neuron_pending(identity.neuron_id)
+    return otherwise or errors.credential_invalid()

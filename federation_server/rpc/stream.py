@@ -23,10 +23,12 @@ import grpc.aio
 import structlog
 
 from federation.v1 import session_service_pb2 as pb
+from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.neuron import Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.admission import Admission
+from federation_server.live.approvals import Approvals
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.opener import Opener
@@ -74,6 +76,7 @@ class StreamParts:
     writer: Writer
     sessions: Sessions
     opener: Opener
+    approvals: Approvals
     dispatcher: Dispatcher
     metrics: Metrics
     admission: Admission
@@ -108,8 +111,7 @@ class NeuronStream:
         """
         parts = self._parts
         hello = await self._hello()
-        with parts.admission.under_way():
-            session, opened = await self._open(hello)
+        session, opened = await self._open(hello)
         parts.sessions.add(session)
         parts.metrics.streams.inc()
         reader: asyncio.Task[None] | None = None
@@ -165,10 +167,14 @@ class NeuronStream:
                 if is_command_id(command.command_id)
             ],
         )
-        opened = await parts.opener.open(new)
-        if opened is None:
-            async with parts.database.begin_for_neurons() as connection:
-                raise await turned_away(connection, identity)
+        while (opened := await self._opened(new)) is None:
+            async with parts.database.begin() as connection:
+                refused = await turned_away(connection, identity)
+            if refused.reason is not ErrorReason.ERROR_REASON_NEURON_PENDING:
+                raise refused
+            log.info("waits for approval", action="session_pending", neuron_id=new.neuron_id)
+            if not await parts.approvals.wait(new.neuron_id):
+                raise refused
         session = Session(
             neuron_id=identity.neuron_id,
             epoch=opened.epoch,
@@ -176,6 +182,7 @@ class NeuronStream:
             instance_id=new.instance_id,
             spool_id=new.spool_id,
         )
+        session.credential = identity
         for command_id, _ in new.running:  # it has them: no claim is their first
             session.first(command_id)
         parts.metrics.sessions_opened.inc()
@@ -188,6 +195,10 @@ class NeuronStream:
             peer=new.peer,
         )
         return session, opened
+
+    async def _opened(self, new: store.NewSession) -> store.OpenedSession | None:
+        with self._parts.admission.under_way():
+            return await self._parts.opener.open(new)
 
     def _welcome(self, session: Session, opened: store.OpenedSession) -> pb.FederationMessage:
         return pb.FederationMessage(

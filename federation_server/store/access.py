@@ -1,7 +1,8 @@
-"""API keys and signing keys.
+"""API keys and signing keys, as a server needs them to know who calls.
 
 Of an API key only the SHA-256 of its secret is kept, and a key is found by that. Signing keys are
-kept as they are: who can read them can read all that they protect.
+kept as they are: who can read them can read all that they protect. What admins do with both is in
+`api_keys.py` and `signing_keys.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import LargeBinary, any_, func, literal, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    and_,
+    any_,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,6 +39,7 @@ from federation_server.domain.access import (
     new_secret,
     secret_hash,
 )
+from federation_server.store.schema import api_key_old_secrets as old_secrets
 from federation_server.store.schema import api_keys, signing_keys
 
 GENERATED_KEY_NAME = "admin"
@@ -67,6 +83,7 @@ class FoundKey:
 
     admin: Admin
     expire_time: datetime | None
+    """Of the secret that was shown: one before the key's present one may end sooner."""
     expired: bool
     """By PostgreSQL's clock."""
 
@@ -82,23 +99,40 @@ class SigningKey:
 async def find_api_keys(
     connection: AsyncConnection, secret_hashes: Sequence[bytes]
 ) -> dict[bytes, FoundKey]:
-    """The API keys whose secrets have those hashes, but for those that were revoked."""
-    rows = await connection.execute(
-        select(
-            api_keys.c.name,
-            api_keys.c.role,
-            api_keys.c.secret_hash,
-            api_keys.c.expire_time,
-            func.coalesce(api_keys.c.expire_time <= func.now(), False).label("expired"),
-        ).where(
-            api_keys.c.secret_hash == any_(literal(secret_hashes, ARRAY(LargeBinary))),
-            api_keys.c.revoke_time.is_(None),
-        )
-    )
+    """The API keys whose secrets have those hashes, also secrets from before a rotation; but for
+    keys that were revoked.
+    """
+    wanted = any_(literal(secret_hashes, ARRAY(LargeBinary)))
+    key = (api_keys.c.name, api_keys.c.role)
+    expire_time = func.least(api_keys.c.expire_time, old_secrets.c.expire_time)
+    both = union_all(
+        select(*key, api_keys.c.secret_hash, api_keys.c.expire_time).where(
+            api_keys.c.secret_hash == wanted, api_keys.c.revoke_time.is_(None)
+        ),
+        select(*key, old_secrets.c.secret_hash, expire_time)
+        .join_from(old_secrets, api_keys, old_secrets.c.api_key_id == api_keys.c.api_key_id)
+        .where(old_secrets.c.secret_hash == wanted, api_keys.c.revoke_time.is_(None)),
+    ).subquery()
+    expired = func.coalesce(both.c.expire_time <= func.now(), False).label("expired")
+    rows = await connection.execute(select(both, expired))
     return {
         bytes(row.secret_hash): FoundKey(Admin(row.name, row.role), row.expire_time, row.expired)
         for row in rows
     }
+
+
+def _having(wanted: bytes, *columns: ColumnElement[Any]) -> Select[Any]:
+    """Keys, each beside the old secret of it that is wanted, if it had that one."""
+    old = and_(
+        old_secrets.c.secret_hash == wanted, old_secrets.c.api_key_id == api_keys.c.api_key_id
+    )
+    return select(*columns).select_from(api_keys.outerjoin(old_secrets, old))
+
+
+def _has(wanted: bytes) -> ColumnElement[bool]:
+    """The key has that secret, or had it. Both ways are found by an index."""
+    owner = select(old_secrets.c.api_key_id).where(old_secrets.c.secret_hash == wanted)
+    return or_(api_keys.c.secret_hash == wanted, api_keys.c.api_key_id == owner.scalar_subquery())
 
 
 async def seed_admin_key(connection: AsyncConnection, configured: str | None) -> SeededKey:
@@ -106,15 +140,15 @@ async def seed_admin_key(connection: AsyncConnection, configured: str | None) ->
 
     With ADMIN_API_KEY set (`configured`), the key named "admin-env" gets that secret, and loses
     the one that it had: the setting is the truth, and changing it rotates the key. A secret that
-    is an ADMIN's key already, under any name, is left as it is. Without it, the first start
-    of all (no key exists) makes the key named "admin". Unsetting ADMIN_API_KEY takes nothing away.
+    is an ADMIN's key already, under any name, is left as it is, also while it works beside the one
+    that took its place. Without it, the first start of all (no key exists) makes the key named
+    "admin". Unsetting ADMIN_API_KEY takes nothing away.
 
     Raises:
-        AdminKeyUnusable: `configured` is too weak, or is a key that was revoked, has expired or
-            has a lower role; a restart must not undo that.
+        AdminKeyUnusable: `configured` is too weak, or is a key that was revoked, was rotated, has
+            expired or has a lower role; a restart must not undo that.
     """
-    # Servers that start together must not each make a first key.
-    await connection.execute(text("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE"))
+    await lock_api_keys(connection)
     if configured:
         return SeededKey(await _configure(connection, configured))
     if (await connection.execute(select(api_keys.c.api_key_id).limit(1))).first() is not None:
@@ -124,25 +158,31 @@ async def seed_admin_key(connection: AsyncConnection, configured: str | None) ->
     return SeededKey(AdminKeySeed.GENERATED, secret)
 
 
+async def lock_api_keys(connection: AsyncConnection) -> None:
+    """Nobody else changes API keys until the transaction ends: servers that start together must
+    not each make a first key, nor two admins revoke each other's, the last two.
+    """
+    await connection.execute(text("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE"))
+
+
 async def _configure(connection: AsyncConnection, secret: str) -> AdminKeySeed:
     if len(secret) < MIN_CONFIGURED_KEY_LENGTH or not (secret.isascii() and secret.isprintable()):
         raise AdminKeyUnusable(
             f"ADMIN_API_KEY must be {MIN_CONFIGURED_KEY_LENGTH} or more printable ASCII"
             " characters: try `openssl rand -hex 32`"
         )
+    wanted = secret_hash(secret)
+    expire_time = func.least(api_keys.c.expire_time, old_secrets.c.expire_time)
+    query = _having(
+        wanted,
+        api_keys.c.name,
+        _has(wanted),
+        (api_keys.c.role == Role.ADMIN)
+        & api_keys.c.revoke_time.is_(None)
+        & func.coalesce(expire_time > func.now(), True),
+    )
     rows = await connection.execute(
-        select(
-            api_keys.c.name,
-            api_keys.c.secret_hash == secret_hash(secret),
-            (api_keys.c.role == Role.ADMIN)
-            & api_keys.c.revoke_time.is_(None)
-            & (api_keys.c.expire_time.is_(None) | (api_keys.c.expire_time > func.now())),
-        ).where(
-            or_(
-                api_keys.c.secret_hash == secret_hash(secret),
-                api_keys.c.name == CONFIGURED_KEY_NAME,
-            )
-        )
+        query.where(or_(_has(wanted), api_keys.c.name == CONFIGURED_KEY_NAME)),
     )
     seed = AdminKeySeed.ADDED
     for name, same, usable in rows:
@@ -150,11 +190,18 @@ async def _configure(connection: AsyncConnection, secret: str) -> AdminKeySeed:
             return AdminKeySeed.KEPT
         if same:
             raise AdminKeyUnusable(
-                f"ADMIN_API_KEY is the key {name!r}, which was revoked, has expired or has a lower"
-                " role: set another one"
+                f"ADMIN_API_KEY is the key {name!r}, which was revoked or rotated, has expired or"
+                " has a lower role: set another one"
             )
         seed = AdminKeySeed.REPLACED
     await _put(connection, CONFIGURED_KEY_NAME, secret)
+    # Nor does what it had before a rotation work any longer.
+    configured = select(api_keys.c.api_key_id).where(api_keys.c.name == CONFIGURED_KEY_NAME)
+    await connection.execute(
+        update(old_secrets)
+        .where(old_secrets.c.api_key_id == configured.scalar_subquery())
+        .values(expire_time=func.least(old_secrets.c.expire_time, func.now()))
+    )
     return seed
 
 
@@ -175,22 +222,33 @@ async def _put(connection: AsyncConnection, name: str, secret: str) -> None:
 
 async def load_signing_keys(connection: AsyncConnection) -> Sequence[SigningKey]:
     """The keys that verify neuron tokens, the one that signs first; makes the first one of all."""
-    await connection.execute(text("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE"))
-    keys = await _signing_keys(connection)
+    await lock_signing_keys(connection)
+    keys = await current_signing_keys(connection)
     if not keys:
         await connection.execute(
             insert(signing_keys).values(
                 kid=secrets.token_hex(8), secret=secrets.token_bytes(32), create_time=func.now()
             )
         )
-        keys = await _signing_keys(connection)
+        keys = await current_signing_keys(connection)
     return keys
 
 
-async def _signing_keys(connection: AsyncConnection) -> Sequence[SigningKey]:
+async def lock_signing_keys(connection: AsyncConnection) -> None:
+    """Nobody else makes or retires signing keys until the transaction ends."""
+    await connection.execute(text("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE"))
+
+
+async def current_signing_keys(connection: AsyncConnection) -> Sequence[SigningKey]:
+    """The keys that verify neuron tokens, the one that signs first."""
     rows = await connection.execute(
         select(signing_keys.c.kid, signing_keys.c.secret)
         .where(or_(signing_keys.c.retire_time.is_(None), signing_keys.c.retire_time > func.now()))
-        .order_by(signing_keys.c.create_time.desc(), signing_keys.c.kid)
+        # One that is to be retired signs only where there is no other.
+        .order_by(
+            signing_keys.c.retire_time.is_not(None),
+            signing_keys.c.create_time.desc(),
+            signing_keys.c.kid,
+        )
     )
     return [SigningKey(kid, bytes(secret)) for kid, secret in rows]

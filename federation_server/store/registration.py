@@ -7,6 +7,7 @@ rows that refer to neurons.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from federation_server.domain.neuron import (
     NeuronDescription,
     Presence,
 )
+from federation_server.store.database import Connection
 from federation_server.store.schema import neuron_states, neurons
 
 _DESCRIBED = tuple(field.name for field in fields(NeuronDescription) if field.name != "neuron_id")
@@ -38,6 +40,8 @@ class Standing:
     """Which tokens of a neuron are good, and whether it may take part."""
 
     generation: int
+    """The lowest that is good: that of the newest token that was used, if none has been revoked
+    since."""
     lifecycle: Lifecycle
     create_time: datetime
 
@@ -70,7 +74,45 @@ def generation_time(generation: int) -> datetime:
     return _EPOCH + timedelta(microseconds=generation)
 
 
-async def insert_neuron(connection: AsyncConnection, description: NeuronDescription) -> int | None:
+def newer_generation(than: int, now: datetime) -> int:
+    """The generation of a token that is issued now, to whom has one of that generation. The neuron
+    must be locked meanwhile: who revokes its tokens comes before, or finds this one old.
+    """
+    return max(than + 1, (now - _EPOCH) // timedelta(microseconds=1))
+
+
+_GOOD = b"""
+SELECT neuron_id, token_generation, now() FROM neurons
+WHERE neuron_id = ANY (%s) AND lifecycle = 'ACTIVE'
+FOR SHARE SKIP LOCKED
+"""
+
+
+async def good_generations(
+    connection: Connection, neuron_ids: Sequence[str]
+) -> dict[str, tuple[int, datetime]]:
+    """The lowest generation that is good of each of those neurons, and the time; they are locked
+    against who revokes tokens until the transaction ends. Those that are locked, gone or not active
+    are left out.
+    """
+    found = await connection.execute(_GOOD, (list(neuron_ids),))
+    return {neuron_id: (lowest, now) async for neuron_id, lowest, now in found}
+
+
+async def use_generation(connection: AsyncConnection, neuron_id: str, generation: int) -> None:
+    """Takes note that a token of that generation was used: older ones are no longer good."""
+    await connection.execute(
+        update(neurons)
+        .where(neurons.c.neuron_id == neuron_id, neurons.c.token_generation < generation)
+        .values(token_generation=generation)
+    )
+
+
+async def insert_neuron(
+    connection: AsyncConnection,
+    description: NeuronDescription,
+    lifecycle: Lifecycle = Lifecycle.ACTIVE,
+) -> int | None:
     """Takes a neuron in, and returns its token generation; None if the id is taken.
 
     Waits for another transaction that is taking the same id in.
@@ -82,7 +124,7 @@ async def insert_neuron(connection: AsyncConnection, description: NeuronDescript
             token_generation=generation_at(func.now()),
             **_columns(description),
             overridden_fields=[],
-            lifecycle=Lifecycle.ACTIVE,
+            lifecycle=lifecycle,
             lifecycle_reason="",
             create_time=func.now(),
             update_time=func.now(),
@@ -212,7 +254,8 @@ def heartbeat_timeout(alert_thresholds: JsonObject) -> timedelta:
 
 
 def _next_generation() -> ColumnElement[int]:
-    return func.greatest(neurons.c.token_generation + 1, generation_at(func.now()))
+    # Not the transaction's time: tokens may have been issued while it waited for the neuron.
+    return func.greatest(neurons.c.token_generation + 1, generation_at(func.clock_timestamp()))
 
 
 def _columns(description: NeuronDescription) -> dict[str, Any]:

@@ -426,9 +426,29 @@ api_keys = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("role", ROLE, nullable=False),
     Column("secret_hash", LargeBinary, nullable=False, unique=True),
+    Column("description", Text, nullable=False),
+    Column("creator", Text, nullable=False),
+    Column("request_id", Text),
+    Column("request_hash", LargeBinary),
     Column("create_time", _TIME, nullable=False),
     Column("expire_time", _TIME),
     Column("revoke_time", _TIME),
+    Column("last_use_time", _TIME),
+)
+
+# The secrets that API keys had before they were rotated: each is good until its expire_time, and
+# stays known, so that a restart with it as ADMIN_API_KEY does not bring it back.
+api_key_old_secrets = Table(
+    "api_key_old_secrets",
+    metadata,
+    Column("secret_hash", LargeBinary, primary_key=True),
+    Column(
+        "api_key_id",
+        UUID(as_uuid=False),
+        ForeignKey("api_keys.api_key_id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    Column("expire_time", _TIME, nullable=False),
 )
 
 enrollment_tokens = Table(
@@ -467,6 +487,14 @@ enrollment_uses = Table(
 )
 
 # The keys that sign neuron tokens; the newest signs, all that are not retired verify.
+# Who joined without a credential: the call that took it in may come again.
+applications = Table(
+    "applications",
+    metadata,
+    _neuron_key(),
+    Column("request_hash", LargeBinary, nullable=False),
+)
+
 signing_keys = Table(
     "signing_keys",
     metadata,

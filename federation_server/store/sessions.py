@@ -66,8 +66,12 @@ WITH asked AS (
 ), neuron AS MATERIALIZED (
     SELECT n.neuron_id
     FROM asked a JOIN neurons n USING (neuron_id)
-    WHERE n.lifecycle = 'ACTIVE' AND n.token_generation = a.generation
-    FOR SHARE OF n SKIP LOCKED
+    WHERE n.lifecycle = 'ACTIVE' AND n.token_generation <= a.generation
+    FOR NO KEY UPDATE OF n SKIP LOCKED
+), used AS (
+    UPDATE neurons n SET token_generation = a.generation
+    FROM neuron JOIN asked a USING (neuron_id)
+    WHERE n.neuron_id = neuron.neuron_id AND n.token_generation < a.generation
 ), before AS (
     SELECT s.neuron_id, s.session_open, s.server_id
     FROM neuron JOIN neuron_states s USING (neuron_id)
@@ -112,7 +116,7 @@ WITH asked AS (
 )
 SELECT a.neuron_id,
        EXISTS (SELECT FROM neurons n WHERE n.neuron_id = a.neuron_id
-               AND n.lifecycle = 'ACTIVE' AND n.token_generation = a.generation),
+               AND n.lifecycle = 'ACTIVE' AND n.token_generation <= a.generation),
        o.session_epoch, now(),
        coalesce(p.last_sequence, 0), o.previous_server_id,
        ARRAY(SELECT command_id::text || ' ' || attempt FROM named r
@@ -131,7 +135,7 @@ def open_later(
     current one. Asks now, and gives what became of each when called.
 
     None stands for a neuron that may not hold one: it was deleted or deactivated, or its token's
-    generation is over.
+    generation is over. Of a neuron that may, older tokens are no longer good.
     """
     running = [(each.neuron_id, *command) for each in new for command in each.running]
     answer = send(

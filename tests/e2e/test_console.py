@@ -203,6 +203,29 @@ def test_metrics_and_events_come_as_reported(console: Console, neuron: PlainNeur
     assert "\x1b" not in events
 
 
+def test_an_api_key_lives_from_its_creation_to_its_end(
+    console: Console, server: FederationProcess
+) -> None:
+    secret = console.says("api-key", "create", "ci", "--role", "viewer", "--quiet").strip()
+    assert console.says("neurons", "list", "--key", secret) is not None
+    new = console.says("api-key", "rotate", "ci", "--overlap", "1h", "--quiet").strip()
+    [row] = [line for line in console.says("api-key", "list").splitlines() if " ci " in f" {line} "]
+    assert "VIEWER" in row
+    assert "two secrets" in row
+    assert "expires" in console.says("api-key", "expire", "ci", "7d")
+    assert "ci is revoked" in console.says("api-key", "revoke", "ci")
+    assert not {secret, new} & set(console.says("api-key", "list", "--json").split('"'))
+
+
+def test_signing_keys_rotate_under_a_neuron(console: Console, neuron: PlainNeuron) -> None:
+    before = console.json("keys", "list")["signing_keys"]
+    kid = console.says("keys", "rotate").split()[0]
+    rows = console.says("keys", "list").splitlines()[1:]
+    assert len(rows) == len(before) + 1
+    assert rows[0].split()[:2] == [kid, "signs"]
+    assert rows[1].split()[:2] == [before[0]["kid"], "verifies"]
+
+
 def test_a_token_is_listed_and_revoked(console: Console) -> None:
     made = console.json("token", "create", "--description", "to be revoked", "--ttl", "1h")
     token_id = made["enrollment_token"]["enrollment_token_id"]

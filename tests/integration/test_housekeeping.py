@@ -139,7 +139,9 @@ async def test_housekeeping_makes_what_is_needed_and_drops_what_is_too_old(
             )
         )
     keeping = asyncio.create_task(
-        Housekeeping(database, {"heartbeats": 7 * DAY, "metric_points": 8 * DAY}).run()
+        Housekeeping(
+            database, {"heartbeats": 7 * DAY, "metric_points": 8 * DAY}, pending=7 * DAY
+        ).run()
     )
 
     async def kept() -> bool:

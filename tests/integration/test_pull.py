@@ -23,7 +23,7 @@ from federation.v1 import (
 from federation.v1 import session_service_pb2 as pb
 from federation.v1.command_service_pb2 import CommandSpec
 from federation.v1.errors_pb2 import ErrorReason
-from federation_server.domain.access import NeuronIdentity
+from federation_server.domain.access import NeuronIdentity, TokenLifetime
 from federation_server.live.writer import Writer
 from federation_server.rpc import auth, errors
 from federation_server.rpc.registration import Registration
@@ -364,7 +364,7 @@ async def test_a_neuron_hears_what_became_of_it_in_the_middle_of_a_call(
     puller = Puller(federation, token)
     await issued(federation)
     delivery = await puller.one()
-    tokens = await Tokens.load(federation.app.database, ttl=timedelta(hours=1))
+    tokens = await Tokens.load(federation.app.database, TokenLifetime())
     let_in = tokens.verify(token)
     match fate:
         case "deactivated":
@@ -423,12 +423,13 @@ async def beyond_the_gate(
 ) -> None:
     """Serves a call whose token was good when it was looked at."""
     app = federation.app
-    tokens = await Tokens.load(app.database, ttl=timedelta(hours=1))
+    tokens = await Tokens.load(app.database, TokenLifetime())
     parts = StreamParts(
         database=app.database,
         writer=app.writer,
         sessions=app.sessions,
         opener=app.opener,
+        approvals=app.approvals,
         dispatcher=app.dispatcher,
         metrics=app.metrics,
         admission=app.admission,

@@ -102,7 +102,7 @@ async def test_an_own_token_that_is_no_longer_good_is_the_error(office: Office) 
     first = await office.register(enrollment_token=await office.enrollment_token())
     state = await office.state()
     old = office.tokens.issue(
-        "n1", state["token_generation"], datetime.now(UTC) - timedelta(hours=25)
+        "n1", state["token_generation"], datetime.now(UTC) - timedelta(days=32)
     )
     assert await office.refused(own=old.token) == "CREDENTIAL_EXPIRED"
     assert await office.refused(own="eyJ.a.b") == "CREDENTIAL_INVALID"
@@ -117,7 +117,7 @@ async def test_an_own_token_that_is_not_good_does_not_stand_in_the_way_of_enroll
     token = await office.enrollment_token()
     first = await office.register(enrollment_token=token)
     await office.delete()
-    expired = office.tokens.issue("n1", 1, datetime.now(UTC) - timedelta(hours=25)).token
+    expired = office.tokens.issue("n1", 1, datetime.now(UTC) - timedelta(days=32)).token
     for number, own in enumerate((expired, "eyJ.a.b", "fak_key", first.token.token)):
         answer = await office.register(f"m{number}", own=own, enrollment_token=token)
         assert answer.created
@@ -132,6 +132,21 @@ async def test_a_token_of_a_deleted_neuron_is_not_one_of_its_namesake(office: Of
     assert await office.identity(first.token.token) is None
     assert await office.identity(second.token.token) is not None
     assert await office.refused(own=first.token.token) == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize(("days", "reason"), [(30, ""), (32, "CREDENTIAL_EXPIRED")])
+async def test_an_expired_token_registers_its_neuron_for_a_month_and_does_nothing_else(
+    office: Office, days: int, reason: str
+) -> None:
+    await office.register(enrollment_token=await office.enrollment_token())
+    generation = (await office.state())["token_generation"]
+    late = office.tokens.issue("n1", generation, datetime.now(UTC) - timedelta(days=days)).token
+    with pytest.raises(errors.Refused, match="expired"):
+        office.tokens.verify(late)
+    if reason:
+        assert await office.refused(own=late) == reason
+    else:
+        assert await office.identity((await office.register(own=late)).token.token)
 
 
 # a neuron that is shut out
@@ -153,12 +168,39 @@ async def test_a_deactivated_neuron_registers_by_no_credential(office: Office) -
 # RefreshToken and Deregister
 
 
-async def test_a_refreshed_token_is_good_and_the_one_before_stays_good(office: Office) -> None:
+@pytest.mark.parametrize("by", ["Register", "Connect"])
+async def test_a_token_is_good_until_the_one_behind_it_is_used(office: Office, by: str) -> None:
     first = await office.register(enrollment_token=await office.enrollment_token())
     answer = await office.registration.refresh_token(office.tokens.verify(first.token.token))
-    assert answer.token.token != first.token.token
+    old, new = first.token.token, answer.token.token
+    assert await office.open_session(old) is not None
+    assert await office.identity(new) is not None
+    if by == "Register":
+        await office.register(own=new)
+    else:
+        assert await office.open_session(new) is not None
+    assert await office.identity(old) is None
+    assert await office.open_session(old) is None
+    assert await office.refused(own=old) == "CREDENTIAL_INVALID"
+    with pytest.raises(errors.Refused, match="not valid"):
+        await office.registration.refresh_token(office.tokens.verify(old))
+    assert await office.open_session(new) is not None
+
+
+async def test_a_register_by_the_own_token_gives_a_newer_one(office: Office) -> None:
+    first = await office.register(enrollment_token=await office.enrollment_token())
+    second = await office.register(own=first.token.token)
+    old, new = (office.tokens.verify(answer.token.token) for answer in (first, second))
+    assert new.generation > old.generation
     assert await office.identity(first.token.token) is not None
-    assert await office.identity(answer.token.token) is not None
+
+
+async def test_tokens_that_nobody_has_used_yet_die_with_the_generation(office: Office) -> None:
+    first = await office.register(enrollment_token=await office.enrollment_token())
+    unused = await office.registration.refresh_token(office.tokens.verify(first.token.token))
+    await office.register(enrollment_token=await office.enrollment_token(allow_reenrollment=True))
+    assert await office.identity(unused.token.token) is None
+    assert await office.open_session(unused.token.token) is None
 
 
 async def test_deregister_shuts_the_neuron_out_and_ends_its_session(office: Office) -> None:
@@ -233,7 +275,7 @@ async def test_a_deregister_waits_for_who_is_re_enrolling_the_neuron(office: Off
     first = await office.register(enrollment_token=await office.enrollment_token())
     neuron = office.tokens.verify(first.token.token)
     async with office.database.begin() as connection:
-        await connection.execute(update(neurons).values(token_generation=1))
+        await connection.execute(update(neurons).values(token_generation=2**62))
         late = asyncio.create_task(office.registration.deregister(neuron, pb.DeregisterRequest()))
         await eventually(lambda: waiting_for_a_lock(office))
     with pytest.raises(errors.Refused, match="not valid"):
@@ -272,7 +314,7 @@ async def test_a_neurons_life_by_its_tokens_alone(database_url: str) -> None:
             metadata=shown(refreshed.token.token),
         )
         assert not renewed.created
-        for secret in (token, refreshed.token.token, renewed.token.token):
+        for secret in (renewed.token.token, refreshed.token.token, token):
             await session.Deregister(pb.DeregisterRequest(), metadata=shown(secret))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await session.RefreshToken(pb.RefreshTokenRequest(), metadata=shown(secret))

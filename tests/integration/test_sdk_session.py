@@ -283,9 +283,9 @@ def test_a_neuron_whose_turn_has_not_come_keeps_its_connection(
 ) -> None:
     opened: list[object] = []
 
-    def counting(target: str) -> object:
+    def counting(target: str, credentials: Any) -> object:
         opened.append(target)
-        return open_channel(target)
+        return open_channel(target, credentials)
 
     monkeypatch.setattr("neuron_sdk.session.open_channel", counting)
     federation.refuse_connect = (reason, 0.05)
@@ -508,6 +508,38 @@ def test_an_old_copy_of_the_state_becomes_a_new_spool(
         return "after" in events
 
     federation.wait_for(arrived, describe="a message of the new spool")
+    neuron.stop()
+
+
+def test_an_old_copy_of_the_state_is_known_by_what_was_never_sent_from_it(
+    federation: FakeFederation, build: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuron_sdk.reporter.URGENT_SPACING_S", 0.0)  # each event by itself
+    neuron = build()
+    neuron.start()
+    federation.wait_connected(N)
+    neuron.stop()
+    shutil.copytree(tmp_path / N, tmp_path / "copy")
+    neuron.start()
+    federation.wait_connected(N, sessions=2)
+    neuron.event("original", severity="ERROR")
+    neuron.stop()
+    spool_id = federation.neurons[N].hellos[-1].spool_id
+    shutil.rmtree(tmp_path / N)
+    (tmp_path / "copy").rename(tmp_path / N)
+    federation.stop()
+    neuron.start()
+    for number in range(9):  # more than the original has sent since
+        neuron.event(f"copy-{number}", severity="ERROR")
+        time.sleep(0.02)
+    federation.start()
+    wanted = {f"copy-{number}" for number in range(9)}
+
+    def arrived() -> bool:
+        return wanted <= {e.type for r in federation.neurons[N].reports for e in r.events}
+
+    federation.wait_for(arrived, describe="all events of the copy")
+    assert federation.neurons[N].hellos[-1].spool_id != spool_id
     neuron.stop()
 
 

@@ -92,16 +92,23 @@ class Federation(Served):
 
 
 @asynccontextmanager
-async def running(database_url: str, **settings: Any) -> AsyncIterator[Federation]:
-    """A federation on that database, at free ports, with ADMIN_KEY as its key."""
+async def running(
+    database_url: str, *, tls: Any = None, **settings: Any
+) -> AsyncIterator[Federation]:
+    """A federation on that database, at free ports, with ADMIN_KEY as its key.
+
+    tls: the grpc.ChannelCredentials of its channel; None for plaintext.
+    """
     database = Database(database_url)
-    async with database.begin() as connection:
-        await access.seed_admin_key(connection, ADMIN_KEY)
     options = {"port": 0, "metrics_port": 0, "drain_timeout": "PT5S", **settings}
     app = App(Settings(**options), database)
+    async with database.begin() as connection:
+        await access.seed_admin_key(connection, ADMIN_KEY)
     async with app.running() as port:
         address = f"127.0.0.1:{port}"
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with (
+            grpc.aio.secure_channel(address, tls) if tls else grpc.aio.insecure_channel(address)
+        ) as channel:
             yield Federation(address, channel, app)
 
 

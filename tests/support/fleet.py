@@ -14,6 +14,7 @@ from federation.v1 import fleet_service_pb2_grpc as pb_grpc
 from federation.v1 import neuron_pb2
 from federation_server.live.session import Session, Sessions
 from federation_server.rpc.fleet import FleetServicer
+from federation_server.rpc.neuron_changes import SessionEnding
 from federation_server.store import ingest, partitions
 from federation_server.store.database import Connection, Database
 from federation_server.store.schema import neuron_states, neurons
@@ -39,7 +40,7 @@ async def migrated(url: str) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def serving_fleet(database: Database, sessions: Sessions) -> AsyncIterator[Fleet]:
     """FleetService, served by the server HERE, which holds those sessions."""
-    servicer = FleetServicer(database, sessions, HERE)
+    servicer = FleetServicer(database, SessionEnding(sessions, HERE))
     async with serving(
         lambda server: pb_grpc.add_FleetServiceServicer_to_server(servicer, server)
     ) as channel:

@@ -22,6 +22,7 @@ from sqlalchemy import update
 import federation.v1
 from federation_server.domain.access import Role, TokenLifetime
 from federation_server.live.admission import Admission
+from federation_server.live.key_uses import KeyUses
 from federation_server.live.metrics import Metrics
 from federation_server.live.rates import Limit, Rates
 from federation_server.rpc import auth
@@ -149,9 +150,14 @@ class Gate:
                 update(api_keys).where(api_keys.c.name == role.name.lower()).values(**values)
             )
 
-    def token(self, neuron_id: str = "n1", age: timedelta = timedelta()) -> Metadata:
+    def token(
+        self,
+        neuron_id: str = "n1",
+        age: timedelta = timedelta(),
+        generation: int = GENERATION,
+    ) -> Metadata:
         time = datetime.now(UTC) - age
-        return bearer(self.tokens.issue(neuron_id, GENERATION, time).token)
+        return bearer(self.tokens.issue(neuron_id, generation, time).token)
 
 
 def bearer(secret: str) -> Metadata:
@@ -179,7 +185,7 @@ async def gate_of(
     metrics = Metrics()
     admission = Admission(metrics, rate=1000.0, burst=1000)
     rates = Rates(metrics, limits or dict.fromkeys(Limit, 1000.0), clock=clock)
-    gatekeeper = Authentication(database, tokens, admission, rates, clock=clock)
+    gatekeeper = Authentication(database, tokens, admission, rates, KeyUses(database), clock=clock)
     server = grpc.aio.server(interceptors=[ErrorMapping(), gatekeeper])
     server.add_generic_rpc_handlers((Handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -59,6 +59,13 @@ LEAVES = [
     "token create",
     "token list",
     "token revoke",
+    "api-key create",
+    "api-key list",
+    "api-key rotate",
+    "api-key expire",
+    "api-key revoke",
+    "keys list",
+    "keys rotate",
 ]
 
 

@@ -104,21 +104,28 @@ def test_data_that_cannot_be_sent_is_refused(source: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "host", "port"),
+    ("text", "host", "port", "tls"),
     [
-        ("127.0.0.1:50051", "127.0.0.1", 50051),
-        ("federation.example", "federation.example", 50051),
-        ("[::1]:7000", "::1", 7000),
-        ("::1", "::1", 50051),
-        ("http://localhost:1234/", "localhost", 1234),
+        ("127.0.0.1:50051", "127.0.0.1", 50051, None),
+        ("federation.example", "federation.example", 50051, None),
+        ("[::1]:7000", "::1", 7000, None),
+        ("::1", "::1", 50051, None),
+        ("http://localhost:1234/", "localhost", 1234, False),
+        ("federation://localhost", "localhost", 50051, False),
+        ("grpc://[::1]:7000", "::1", 7000, False),
+        ("federations://fed.example:443", "fed.example", 443, True),
+        ("grpcs://fed.example", "fed.example", 50051, True),
+        ("https://fed.example:443/", "fed.example", 443, True),
     ],
 )
-def test_an_address_is_read(text: str, host: str, port: int) -> None:
-    assert Address.parse(text) == Address(host, port)
+def test_an_address_is_read(text: str, host: str, port: int, tls: bool | None) -> None:
+    assert Address.parse(text) == Address(host, port, tls)
     assert Address.parse(str(Address(host, port))) == Address(host, port)
 
 
-@pytest.mark.parametrize("text", ["", ":50051", "host:port", "host:0", "host:70000", "https://x:1"])
+@pytest.mark.parametrize(
+    "text", ["", ":50051", "host:port", "host:0", "host:70000", "ftp://x:1", "federations://"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(Failure) as failure:
         Address.parse(text)

@@ -381,6 +381,7 @@ def test_every_field_of_a_neuron_is_filled() -> None:
         record(
             description=description_from_proto(description(**FULL_DESCRIPTION)),
             overridden_fields=["labels"],
+            lifecycle=Lifecycle.PENDING,
             lifecycle_reason="why",
             session=session,
             last_heartbeat_time=NOON,

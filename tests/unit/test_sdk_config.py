@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from neuron_sdk import ConfigError, Neuron, NeuronConfig
 from neuron_sdk.config import resolve
 from neuron_sdk.description import AlertThresholds, ApiEndpoint, Deployment
+from neuron_sdk.tls import TlsFiles
+from tests.support.pki import Pki
 
 ID = {"NEURON_ID": "n-1", "NEURON_TYPE": "worker", "XDG_STATE_HOME": "/state"}
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki(tmp_path)
 
 
 def test_the_environment_fills_what_code_leaves_out() -> None:
@@ -75,13 +83,82 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
     ],
 )
 def test_an_address_may_leave_out_scheme_and_port(url: str, target: str) -> None:
-    assert resolve(NeuronConfig(), {**ID, "FEDERATION_URL": url}).target == target
+    settings = resolve(NeuronConfig(), {**ID, "FEDERATION_URL": url})
+    assert settings.target == target
+    assert settings.tls is None
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("federations://fed.example:443", "fed.example:443"),
+        ("grpcs://fed.example/", "fed.example:50051"),
+    ],
+)
+def test_a_scheme_with_an_s_is_tls(url: str, target: str) -> None:
+    settings = resolve(NeuronConfig(), {**ID, "FEDERATION_URL": url})
+    assert settings.target == target
+    assert settings.tls == TlsFiles()
+
+
+def test_an_address_without_a_scheme_is_tls_where_a_ca_is_named(pki: Pki) -> None:
+    environment = {**ID, **pki.client_environment(pki.client())}
+    for url, tls in [("", True), ("fed:1", True), ("grpc://fed:1", False), ("grpcs://fed", True)]:
+        settings = resolve(NeuronConfig(), {**environment, "FEDERATION_URL": url})
+        assert (settings.tls is not None) is tls, url
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "words"),
+    [
+        ("FEDERATION_CA_FILE", "nowhere", "cannot be read"),
+        ("FEDERATION_CA_FILE", "client-n.key", "no certificate in PEM format"),
+        ("FEDERATION_CLIENT_CERT_FILE", "nowhere", "cannot be read"),
+        ("FEDERATION_CLIENT_CERT_FILE", "server.crt", "its own key"),
+        ("FEDERATION_CLIENT_KEY_FILE", "", "set both or none"),
+        ("FEDERATION_CLIENT_CERT_FILE", "", "set both or none"),
+    ],
+)
+def test_a_file_for_tls_that_cannot_be_used_is_named(
+    pki: Pki, variable: str, file: str, words: str
+) -> None:
+    environment = {**ID, **pki.client_environment(pki.client())}
+    resolve(NeuronConfig(), environment)
+    environment[variable] = str(pki.ca.parent / file) if file else ""
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve(NeuronConfig(), environment)
+    assert str(caught.value).startswith(variable)
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(pki: Pki) -> None:
+    certificate, key = pki.client()
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    locked = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    pki.write(key.name, locked)
+    with pytest.raises(ConfigError, match="without a passphrase"):
+        resolve(NeuronConfig(), {**ID, **pki.client_environment((certificate, key))})
+
+
+def test_a_file_that_is_away_for_a_moment_is_as_it_was(pki: Pki) -> None:
+    settings = resolve(NeuronConfig(), {**ID, **pki.client_environment()})
+    assert settings.tls is not None
+    before = settings.tls.read()
+    content = pki.ca.read_bytes()
+    pki.ca.unlink()
+    assert settings.tls.read() == before == (content, None, None)
+    pki.write("ca.crt", b"renewed")
+    assert settings.tls.read() == (b"renewed", None, None)
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "remedy"),
     [
         ("FEDERATION_URL", "http://x:1", "grpc://host:port"),
+        ("FEDERATION_URL", "https://x:1", "federations://host:port"),
         ("FEDERATION_URL", "host:0", "grpc://host:port"),
         ("FEDERATION_URL", "host:99999", "grpc://host:port"),
         ("FEDERATION_URL", "a:b:c", "grpc://host:port"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,8 +70,10 @@ def test_a_token_names_its_neuron_generation_and_end(tokens: Tokens) -> None:
 def test_a_token_is_to_be_refreshed_in_the_middle_of_its_life(tokens: Tokens) -> None:
     start = now()
     issued = tokens.issue("n1", GENERATION, start)
-    assert issued.expire_time - start == TTL
-    assert issued.refresh_time - start == TTL / 2
+    assert issued.neuron.expire_time - start == TTL
+    assert issued.neuron.refresh_time - start == TTL / 2
+    read = tokens.verify(issued.token)
+    assert abs(read.refresh_time - issued.neuron.refresh_time) < timedelta(seconds=1)
 
 
 def test_two_tokens_of_one_moment_are_different(tokens: Tokens) -> None:
@@ -99,6 +103,25 @@ def test_a_token_of_a_database_whose_clock_is_ahead_is_good(tokens: Tokens) -> N
     assert tokens.verify(ahead.token).neuron_id == "n1"
 
 
+@pytest.mark.parametrize(
+    ("claim", "ahead", "good"),
+    [
+        ("iat", timedelta(hours=1), False),
+        ("iat", timedelta(minutes=5), True),
+        ("nbf", timedelta(minutes=1), False),
+        ("nbf", timedelta(seconds=5), True),
+    ],
+)
+def test_a_token_whose_time_is_yet_to_come_is_invalid_beyond_what_clocks_differ(
+    tokens: Tokens, claim: str, ahead: timedelta, good: bool
+) -> None:
+    token = forged({claim: int((now() + ahead).timestamp())})
+    if good:
+        assert tokens.verify(token).neuron_id == "n1"
+    else:
+        assert reason(tokens, token) == "CREDENTIAL_INVALID"
+
+
 def test_the_forger_of_these_tests_makes_good_tokens(tokens: Tokens) -> None:
     assert tokens.verify(forged()).neuron_id == "n1"
 
@@ -115,6 +138,8 @@ def test_the_forger_of_these_tests_makes_good_tokens(tokens: Tokens) -> None:
         {"exp": None},
         {"exp": "soon"},
         {"iat": None},
+        {"iat": "now"},
+        {"iat": True},
         {"jti": None},
         {"gen": None},
         {"gen": "1"},
@@ -152,9 +177,41 @@ def test_another_algorithm_is_refused_even_with_the_right_key() -> None:
     assert reason(Tokens([key], TokenLifetime(TTL)), token) == "CREDENTIAL_INVALID"
 
 
+def encoded(part: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "none", "None", "hs256", ""])
+def test_a_good_signature_under_the_name_of_another_algorithm_is_refused(
+    tokens: Tokens, algorithm: str
+) -> None:
+    signed = f"{encoded({'alg': algorithm, 'kid': KEY.kid})}.{forged().split('.')[1]}"
+    digest = hmac.digest(KEY.secret, signed.encode(), hashlib.sha256)
+    signature = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    assert reason(tokens, f"{signed}.{signature}") == "CREDENTIAL_INVALID"
+
+
+def test_a_changed_payload_is_invalid(tokens: Tokens) -> None:
+    header, payload, signature = forged().split(".")
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
+    changed = encoded({**claims, "sub": "n2"})
+    assert reason(tokens, f"{header}.{changed}.{signature}") == "CREDENTIAL_INVALID"
+
+
+def test_a_changed_signature_is_invalid(tokens: Tokens) -> None:
+    header, payload, signature = forged().split(".")
+    first = "A" if signature[0] != "A" else "B"
+    assert reason(tokens, f"{header}.{payload}.{first}{signature[1:]}") == "CREDENTIAL_INVALID"
+
+
+def test_a_token_of_another_federation_is_invalid_even_with_a_kid_of_ours(tokens: Tokens) -> None:
+    for kid in (KEY.kid, "theirs"):
+        other = Tokens([SigningKey(kid, b"t" * 32)], TokenLifetime(TTL))
+        assert reason(tokens, other.issue("n1", GENERATION, now()).token) == "CREDENTIAL_INVALID"
+
+
 def with_header(header: object) -> str:
-    encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
-    return ".".join([encoded, *forged().split(".")[1:]])
+    return ".".join([encoded(header), *forged().split(".")[1:]])
 
 
 @pytest.mark.parametrize(

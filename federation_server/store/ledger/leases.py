@@ -51,7 +51,7 @@ _OPEN = f"""
 WITH neuron AS MATERIALIZED (
     SELECT neuron_id FROM neurons
     WHERE neuron_id = %(neuron_id)s AND lifecycle = 'ACTIVE'
-      AND token_generation = %(generation)s
+      AND token_generation <= %(generation)s
     FOR SHARE
 ), before AS (
     SELECT s.neuron_id, s.session_open, s.server_id, {_SAME} AS same

@@ -1,0 +1,80 @@
+"""`federation keys …`: the keys that sign neurons' tokens."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from federation.v1 import access_service_pb2 as pb
+from federation_server.console import values
+from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.render import Column
+from federation_server.console.wire import duration
+from federation_server.console.wording import moment, relative
+
+app = noun("The keys that sign neurons' tokens.")
+
+COLUMNS = (Column("KID"), Column("STATE"), Column("CREATED"), Column("RETIRES"))
+
+
+@leaf(app, "list", example="keys list")
+def list_keys(
+    session: Session,
+    *,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+) -> None:
+    """The keys, newest first, also those that have retired."""
+    federation, out = session.federation, session.out
+    answer = federation.pages(
+        federation.access.ListSigningKeys, pb.ListSigningKeysRequest(), "signing_keys", limit=limit
+    )
+    if out.json:
+        out.document(answer)
+    else:
+        out.table(COLUMNS, map(_row, answer.signing_keys))
+        if answer.next_page_token:
+            out.note(f"the newest {limit}; there are more (--limit)")
+
+
+@leaf(app, "rotate", example="keys rotate")
+def rotate(
+    session: Session,
+    *,
+    overlap: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=values.overlap,
+            metavar="SPAN",
+            help="How long the keys before stay good; 0: they end at once, and neurons have to"
+            " enroll anew.",
+            show_default="as long as a token is of use",
+        ),
+    ] = None,
+) -> None:
+    """Makes a new key, which signs from now on. With the default overlap no neuron is refused."""
+    federation, out = session.federation, session.out
+    request = pb.RotateSigningKeyRequest(overlap=duration(overlap))
+    answer = federation.call(federation.access.RotateSigningKey, request)
+    if out.json:
+        out.document(answer.signing_key)
+    else:
+        out.line(f"{answer.signing_key.kid} signs from now on")
+
+
+def _row(key: pb.SigningKey) -> tuple[str, ...]:
+    retires = key.HasField("retire_time")
+    return (
+        key.kid,
+        _state(key),
+        relative(key.create_time),
+        relative(key.retire_time) if retires else "",
+    )
+
+
+def _state(key: pb.SigningKey) -> str:
+    retires = moment(key.retire_time)
+    if retires is None:
+        return "signs"
+    return "retired" if retires <= datetime.now(UTC) else "verifies"

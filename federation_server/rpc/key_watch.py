@@ -1,0 +1,116 @@
+"""Ends an admin's stream soon after the API key that opened it has ended.
+
+A call is let in by a key that is good at that moment; one that goes on for hours is asked for it
+again, as often as any call with that key would be. While the database cannot say, it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from federation_server.rpc import errors
+from federation_server.rpc.error_mapping import Handler, refusal
+
+RETRY_S = 1.0
+"""When a key is asked for again that could not be."""
+
+PAUSE_S = 0.1
+"""The least time between two times that it is asked for."""
+
+
+class KeyWatch:
+    """Stands over the handlers of streams. A method's handler is wrapped once and kept."""
+
+    def __init__(self, still_good: Callable[[], Awaitable[float]]) -> None:
+        """`still_good` tells for how many seconds the key of the call in whose context it runs is
+        good, or raises why it is not.
+        """
+        self._still_good = still_good
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    def over(self, handler: Handler, method: str) -> Handler:
+        """The handler, under watch. It takes one request and yields its responses."""
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        behavior = handler.unary_stream
+        if not inspect.isasyncgenfunction(behavior):
+            raise TypeError(f"{method} is no generator, and cannot be ended with its key")
+        wrapped = grpc.unary_stream_rpc_method_handler(
+            self._watched(behavior, method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _watched(
+        self, behavior: Callable[..., Any], method: str
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            stream = _Stream()
+            watch = asyncio.create_task(self._watch(stream, method), name="API key of a stream")
+            try:
+                async with aclosing(behavior(request, context)) as responses:
+                    while True:
+                        try:
+                            response = await stream.next(responses)
+                        except StopAsyncIteration:
+                            return
+                        yield response
+            finally:
+                watch.cancel()
+
+        return handle
+
+    async def _watch(self, stream: _Stream, method: str) -> None:
+        while True:
+            try:
+                good_s = await self._still_good()
+            except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
+                refused = refusal(error, method)
+                if refused.code is grpc.StatusCode.UNAUTHENTICATED:
+                    stream.end(refused)
+                    return
+                good_s = RETRY_S
+            await asyncio.sleep(max(good_s, PAUSE_S))
+
+
+class _Stream:
+    """The responses of one call, until somebody ends it."""
+
+    def __init__(self) -> None:
+        self._refused: errors.Refused | None = None
+        self._waiting: asyncio.Timeout | None = None
+
+    def end(self, refused: errors.Refused) -> None:
+        """Whoever waits for the next response is refused, now or when he comes."""
+        self._refused = refused
+        if self._waiting is not None:
+            self._waiting.reschedule(0.0)
+
+    async def next(self, responses: AsyncIterator[Any]) -> Any:
+        """The next response.
+
+        Raises:
+            StopAsyncIteration: there is none.
+            errors.Refused: it was ended.
+        """
+        try:
+            async with asyncio.timeout(None) as self._waiting:
+                if self._refused is not None:
+                    raise self._refused
+                return await anext(responses)
+        except TimeoutError:
+            if self._refused is None:
+                raise
+            raise self._refused from None
+        finally:
+            self._waiting = None
