@@ -23,12 +23,12 @@ STUBS := federation/.generated
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run test check lint types proto-check breaking layers format proto bench bench-scale soak lock clean
+.PHONY: help install run test check lint types proto-check breaking layers format proto bench bench-scale soak fuzz lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  ARGS=…          is passed on by run, test, bench, bench-scale and soak:  make test ARGS='-k presence'"
+	@echo "  ARGS=…          is passed on by run, test, bench, bench-scale, soak and fuzz:  make test ARGS='-k presence'"
 	@echo "  DATABASE_URL=…  a PostgreSQL of your own for run and test, instead of the embedded one"
 	@echo "  PYTHON=…        the Python (3.11 or later) that makes the environments"
 
@@ -90,6 +90,9 @@ bench-scale: install $(BENCH_LOCKED) ## thousands of streams, restarts, outages;
 soak: install ## break everything at random for an hour (ARGS="--seconds 600 --seed 7")
 	@LEDGER_EXAMPLES=500 $(BIN)/python -m pytest -q tests/integration/test_ledger_model.py
 	@exec $(BIN)/python -m tests.support.soak $(ARGS)
+
+fuzz: install ## send the server what nobody should, for ten minutes (ARGS="--seconds 600 --seed 7")
+	@exec $(BIN)/python -m tests.fuzz.campaign $(ARGS)
 
 clean: ## remove everything that make made, but not the federation's data
 	rm -rf $(VENV) $(BUILD) $(BENCH) federation dist build .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks import fleet
 from benchmarks.processes import ROOT, Served, cpu_s, federation, free_ports, started
-from federation_server.store.embedded import EmbeddedPostgres
+from federation_server.store.embedded import SUPERUSER, EmbeddedPostgres
 
 PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 
@@ -129,8 +129,8 @@ def uvicorn(app: str, *options: str) -> Iterator[tuple[str, psutil.Process, Embe
                 [*server, "--port", str(port), "--no-access-log", *options],
                 folder / "rest.log",
                 ready="Uvicorn running",
-                DSN=postgres.dsn("postgres"),
-                SQLALCHEMY_URL=postgres.url("postgres"),
+                DSN=postgres.dsn("postgres", user=SUPERUSER),
+                SQLALCHEMY_URL=postgres.url("postgres", user=SUPERUSER),
             ) as process:
                 yield f"http://127.0.0.1:{port}", process, postgres
         finally:

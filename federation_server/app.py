@@ -298,6 +298,12 @@ class App:
         await schema_version.check(self.database)
         async with await self.database.connect("start") as connection:
             await partitions.ensure_ahead(connection)
+        if await self.database.is_superuser():
+            log.warning(
+                "the server's role is a superuser of PostgreSQL: give DATABASE_URL one that owns"
+                " its schema alone, see docs/security.md",
+                action="database_superuser",
+            )
 
     def _build_server(self, tokens: Tokens) -> grpc.aio.Server:
         parts = StreamParts(

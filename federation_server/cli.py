@@ -1,7 +1,8 @@
 """`federation`: the command line.
 
-`up`, `serve` and `migrate` run here; everything else is a client that talks gRPC like everyone
-else (`console/`). What a command needs is imported when it runs, so that `--help` is quick.
+`up`, `serve`, `migrate` and `config` run here; everything else is a client that talks gRPC like
+everyone else (`console/`). What a command needs is imported when it runs, so that `--help` is
+quick.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 
 from federation_server import __version__, logs
 from federation_server.console.app import register
-from federation_server.settings import Settings, SettingsError, load
+from federation_server.settings import Settings, SettingsError, load, shown
 
 app = typer.Typer(
     name="federation",
@@ -72,21 +73,55 @@ def migrate() -> None:
     _run(runner.migrate(settings))
 
 
+config = typer.Typer(help="The server's settings.", no_args_is_help=True, add_completion=False)
+app.add_typer(config, name="config")
+
+
+@config.command("show")
+def show_config(
+    *, json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
+) -> None:
+    """Every setting as a server started here would have it, and where it comes from.
+
+    Secrets are masked, also the password in DATABASE_URL.
+    """
+    settings = shown(_load())
+    from federation_server.console.render import Column, Output  # noqa: PLC0415 - as above
+
+    out = Output(json=json)
+    if json:
+        values = {each.variable: {"value": each.value, "source": each.source} for each in settings}
+        out.object(values, indent=2)
+        return
+    columns = (Column("SETTING"), Column("VALUE", folds=True), Column("FROM"))
+    rows = ((each.variable, _value(each.value), each.source) for each in settings)
+    out.table(columns, rows)
+
+
+def _value(value: object) -> str:
+    """A setting's value as the environment would have it."""
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 register(app)
 
 
 def _start(**overrides: object) -> Settings:
     """The settings, checked, with logging set up as they say."""
-    try:
-        settings = load(**overrides)
-    except SettingsError as error:
-        _fail(str(error), status=2)
+    settings = _load(**overrides)
     # A person at a terminal reads lines, whatever else reads takes JSON.
     json = settings.log_format == "json" if settings.log_format else not sys.stderr.isatty()
     logs.configure(settings.log_level, json=json)
     # gRPC writes lines of its own to stderr; what they mean, an error's line says.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return settings
+
+
+def _load(**overrides: object) -> Settings:
+    try:
+        return load(**overrides)
+    except SettingsError as error:
+        _fail(str(error), status=2)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

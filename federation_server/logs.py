@@ -1,18 +1,38 @@
-"""How the server logs: one event a line, fields beside it, no secret among them."""
+"""How the server logs: one event a line, fields beside it, no secret among them.
+
+Fields and errors hold text that neurons and admins chose. No secret that such a text quotes is
+written, and nothing in it begins a line of its own or acts on the terminal that shows it.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
 import orjson
 import structlog
 
+from federation_server.domain.text import escape_json, escape_line
+
+Event = MutableMapping[str, Any]
+
 _SECRET_FIELDS = frozenset(
     {"token", "secret", "password", "authorization", "key", "api_key", "enrollment_token"}
 )
+
+_REDACTED = "[redacted]"
+
+_SECRETS = re.compile(
+    r"\b(?:fet|fak)_[\w-]{8,}"  # enrollment tokens and API keys that we have made
+    r"|\beyJ[\w-]+\.[\w-]*\.[\w-]*"  # neurons' tokens
+    r"|(?<=://)[^/\s]*:[^/\s]*@"  # name and password in a URL
+    r"|(?i:(?<=password=)|(?<=bearer ))(?:'(?:[^'\\]|\\.)*'|[^\s']+)"  # libpq, HTTP
+)
+"""What a secret looks like, wherever it stands."""
 
 
 def configure(level: str, *, json: bool) -> None:
@@ -25,32 +45,106 @@ def configure(level: str, *, json: bool) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _redact,
     ]
     if json:
+        # Without the frames' variables, which hold requests and secrets.
+        transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         processors += [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(transformer),
+            _redact,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        colors = sys.stderr.isatty()
+        processors += [
+            _exception_for_people,
+            _redact,
+            _escape_for_people,
+            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_no_exception),
+        ]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Libraries that speak through `logging` are heard from WARNING on, in the same place.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # Libraries that speak through `logging` are heard from WARNING on, in the same way.
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
 
 
-def _redact(
-    _logger: object, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    for name in _SECRET_FIELDS & event.keys():
-        event[name] = "[redacted]"
+class _Libraries(logging.Handler):
+    """Logs what a library says as everything else is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Passes one record on."""
+        try:
+            structlog.get_logger(record.name).log(
+                record.levelno,
+                record.getMessage(),
+                action="library",
+                logger=record.name,
+                exc_info=record.exc_info,
+            )
+        except Exception:  # noqa: BLE001 - as `logging` does: a log must not end what it tells of
+            self.handleError(record)
+
+
+def _redact(_logger: object, _method: str, event: Event) -> Event:
+    for name, value in event.items():
+        event[name] = _REDACTED if name in _SECRET_FIELDS else _without_secrets(value)
     return event
 
 
+def _without_secrets(value: Any) -> Any:
+    match value:
+        case str():
+            return _SECRETS.sub(_REDACTED, value)
+        case dict():
+            return {key: _without_secrets(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_without_secrets(each) for each in value]
+    return value
+
+
+def _exception_for_people(_logger: object, _method: str, event: Event) -> Event:
+    """A traceback whose every line is indented, so that none looks like an event."""
+    error = event.pop("exc_info", None)
+    if isinstance(error, tuple):  # a library's
+        error = error[1]
+    if error is not None:
+        event["exception"] = "".join(traceback.format_exception(error))
+    return event
+
+
+def _escape_for_people(_logger: object, _method: str, event: Event) -> Event:
+    exception = event.pop("exception", None)
+    for name, value in event.items():
+        event[name] = escape_line(value if isinstance(value, str) else str(value))
+    if exception is not None:
+        lines = str(exception).rstrip("\n").split("\n")
+        event["exception"] = "\n".join(f"    {escape_line(line)}" for line in lines)
+    return event
+
+
+def _no_exception(_stream: object, _error: object) -> None:
+    """In the place of a formatter: the exception is text already."""
+
+
 def _dumps(event: Any, **options: Any) -> str:
-    return orjson.dumps(event, default=options.get("default", str)).decode()
+    default = options.get("default", str)
+    try:
+        document = orjson.dumps(event, default=default)
+    except orjson.JSONEncodeError:  # half a character, which JSON has no place for
+        document = orjson.dumps(_encodable(event), default=default)
+    return escape_json(document.decode())
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return escape_line(value)
+        case dict():
+            return {_encodable(key): _encodable(each) for key, each in value.items()}
+        case list():
+            return [_encodable(each) for each in value]
+    return value

@@ -7,17 +7,35 @@ the prefix. Spans are written as seconds ("30") or ISO 8601 ("PT30S").
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Span = Annotated[timedelta, Field(gt=timedelta())]
+MASK = "**********"
+"""Stands for a secret."""
+
+
+def _seconds(value: object) -> object:
+    """A plain number as seconds; pydantic itself reads ISO 8601 alone."""
+    return float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+
+
+AnySpan = Annotated[timedelta, BeforeValidator(_seconds)]
+Span = Annotated[AnySpan, Field(gt=timedelta())]
 
 
 class SettingsError(ValueError):
@@ -56,6 +74,11 @@ class Settings(BaseSettings):
         default=None,
         validation_alias=AliasChoices("DATABASE_URL", "database_url"),
         description="The PostgreSQL to use; unset: the embedded one.",
+    )
+    migration_url: SecretStr | None = Field(
+        default=None,
+        description="The same PostgreSQL as another role, which `federation migrate` uses and which"
+        " may act as DATABASE_URL's; unset: that role itself.",
     )
     data_dir: Path = Field(
         default_factory=default_data_dir,
@@ -173,7 +196,7 @@ class Settings(BaseSettings):
         description="A command that a neuron has, and whose time is over, ends as OUTCOME_UNKNOWN "
         "once the neuron has been OFFLINE for this long.",
     )
-    presence_patience: Annotated[timedelta, Field(ge=timedelta())] = Field(
+    presence_patience: Annotated[AnySpan, Field(ge=timedelta())] = Field(
         default=timedelta(seconds=30),
         description="How long a server that has just started, or was late, marks nobody down.",
     )
@@ -183,30 +206,30 @@ class Settings(BaseSettings):
         default=timedelta(milliseconds=50),
         description="How long a heartbeat may wait for others to be written with.",
     )
-    heartbeat_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+    heartbeat_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=7), description="How long heartbeats are kept. Whole days."
     )
-    analytics_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+    analytics_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=8),
         description="How long metric points are kept as they were reported, at least a day longer "
         "than FEDERATION_LATE_REPORTS. Whole days, as the following.",
     )
-    minute_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+    minute_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=31),
         description="How long metrics are kept added up by minute, at least a day longer than "
         "FEDERATION_LATE_REPORTS.",
     )
-    hour_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+    hour_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=400),
         description="How long metrics are kept added up by hour, at least as those by minute.",
     )
-    day_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+    day_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=1830), description="How long metrics are kept added up by day."
     )
-    event_retention: Annotated[timedelta, Field(ge=timedelta(days=1))] = Field(
+    event_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
         default=timedelta(days=30), description="How long reported events are kept."
     )
-    late_reports: Annotated[timedelta, Field(ge=timedelta(days=1), le=timedelta(days=30))] = Field(
+    late_reports: Annotated[AnySpan, Field(ge=timedelta(days=1), le=timedelta(days=30))] = Field(
         default=timedelta(days=7),
         description="How far back a report that comes late may be placed in time.",
     )
@@ -306,13 +329,54 @@ def load(**overrides: object) -> Settings:
         raise SettingsError("; ".join(_lines(error))) from None
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A setting, as anybody may see it."""
+
+    variable: str
+    value: str | int | float | bool | None
+    """Spans as ISO 8601; of a secret that there is one, of a URL all but the password."""
+    source: Literal["environment", "default"]
+    description: str
+
+
+def shown(settings: Settings) -> list[Shown]:
+    """Every setting, with no secret in it."""
+    values = settings.model_dump(mode="json")  # in which secrets are masked
+    for name in ("database_url", "migration_url"):
+        url: SecretStr | None = getattr(settings, name)
+        values[name] = None if url is None else mask_url(url.get_secret_value())
+    return [
+        Shown(
+            variable=_variable(name),
+            value=values[name],
+            source="environment" if name in settings.model_fields_set else "default",
+            description=field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def mask_url(url: str) -> str:
+    """A URL without its password. Rather too much is masked than too little: a password that is
+    not written as a URL wants it may hold any character.
+    """
+    if not re.match(r"[\w+.-]+://", url):
+        return MASK
+    url = re.sub(r"://([^:@/?]*):.*@", rf"://\1:{MASK}@", url, flags=re.DOTALL)
+    return re.sub(r"(?i)(password=)[^&]*", rf"\1{MASK}", url)
+
+
+def _variable(name: str) -> str:
+    """The environment variable of a setting."""
+    upper = name.upper()
+    return upper if upper in {"DATABASE_URL", "ADMIN_API_KEY"} else f"FEDERATION_{upper}"
+
+
 def _lines(error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors(include_input=False, include_url=False):
         place = fault["loc"][0] if fault["loc"] else fault["ctx"]["field"]
-        name = str(place).upper()
-        if name not in {"DATABASE_URL", "ADMIN_API_KEY"}:
-            name = f"FEDERATION_{name}"
         text = fault["msg"]
-        lines.append(f"{name}: {text[:1].lower()}{text[1:]}")
+        lines.append(f"{_variable(str(place))}: {text[:1].lower()}{text[1:]}")
     return lines

@@ -27,7 +27,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
 from federation_server.store import access, enrollment, schema_version
 from federation_server.store import migrate as schema
-from federation_server.store.database import Database, DatabaseUrlError
+from federation_server.store.database import Database, DatabaseUrlError, parse_url
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from federation_server.store.embedded.home import Account
 from federation_server.store.embedded.process import Child, Watch
@@ -35,7 +35,13 @@ from federation_server.store.enrollment import NewEnrollmentToken
 
 log = structlog.get_logger(__name__)
 
-MENDABLE = (StartError, schema_version.SchemaMismatch, DatabaseUrlError, EmbeddedPostgresError)
+MENDABLE = (
+    StartError,
+    schema_version.SchemaMismatch,
+    schema.MayNotMigrate,
+    DatabaseUrlError,
+    EmbeddedPostgresError,
+)
 """What keeps a server from starting and a person can mend: the message says how."""
 
 DEMO_NEURON = "demo-neuron"
@@ -53,7 +59,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
         if stop.is_set():
             return
         if await schema_version.read(database) != schema_version.HEAD:
-            await asyncio.to_thread(schema.upgrade, url)
+            await _upgrade(settings, url)
         key = await _seed_admin_key(settings, database)
         async with App(settings, database).running() as port:
             _spare_the_collector()
@@ -139,10 +145,29 @@ def _spare_the_collector() -> None:
 async def migrate(settings: Settings) -> None:
     """Brings the schema up to date; with no DATABASE_URL the embedded PostgreSQL's."""
     async with stop_signal() as stop, _postgres(settings, stop) as url:
-        await _until(stop, Database(url).wait_until_ready())
+        await _until(stop, Database(_migration_url(settings) or url).wait_until_ready())
         if not stop.is_set():
-            await asyncio.to_thread(schema.upgrade, url)
+            await _upgrade(settings, url)
             log.info("the schema is up to date", action="schema_upgraded")
+
+
+async def _upgrade(settings: Settings, url: str) -> None:
+    """Brings the schema of `url` up to date, which is its role's whoever does it."""
+    migration_url = _migration_url(settings)
+    if migration_url is None:
+        await asyncio.to_thread(schema.upgrade, url)
+    else:
+        await asyncio.to_thread(schema.upgrade, migration_url, role=parse_url(url).username)
+
+
+def _migration_url(settings: Settings) -> str | None:
+    if settings.migration_url is None:
+        return None
+    if settings.database_url is None:
+        raise StartError(
+            "FEDERATION_MIGRATION_URL is set and DATABASE_URL is not: set both, or neither"
+        )
+    return settings.migration_url.get_secret_value()
 
 
 def _database_url(settings: Settings) -> str:

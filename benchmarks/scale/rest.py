@@ -23,6 +23,7 @@ from benchmarks.processes import cpu_s, federation
 from benchmarks.scale.figures import published
 from benchmarks.scale.swarms import Swarms, returning, swarms
 from benchmarks.swarm import full_heartbeat
+from federation_server.store.embedded import SUPERUSER
 
 SETTLE_S = 2.0
 
@@ -78,7 +79,7 @@ def theirs(arguments: argparse.Namespace, interval_s: float, neurons: int) -> It
     with (
         tempfile.NamedTemporaryFile("w", suffix=".json") as file,
         uvicorn("rest_heartbeats", *options) as (url, server, postgres),
-        psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection,
+        psycopg.connect(postgres.dsn("postgres", user=SUPERUSER), autocommit=True) as connection,
     ):
         json.dump(heartbeat_json(), file)
         file.flush()

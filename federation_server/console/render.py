@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from federation_server.console.wording import clean, clean_lines, escape_json
+from federation_server.console.wording import clean, clean_lines
+from federation_server.domain.text import escape_json
 
 LARGEST_WHOLE = 2**53
 """Beyond this a double does not hold every whole number."""
@@ -125,7 +126,7 @@ class Output:
         shown = [index for index, column in enumerate(columns) if not (narrow and column.spare)]
         for column in (columns[index] for index in shown):
             table.add_column(
-                Text(column.title),
+                plain(column.title),
                 justify="right" if column.right else "left",
                 overflow="fold",
                 no_wrap=not self.tty or not column.folds,
@@ -142,10 +143,10 @@ class Output:
         grid.add_column(overflow="fold", no_wrap=not self.tty)
         for name, value in rows:
             if value:
-                grid.add_row(Text("  " + name), word(value))
+                grid.add_row(plain("  " + name), word(value))
         if not grid.row_count:
             return
-        self.console.print(Text(title, style="bold"))
+        self.console.print(Text(clean(title), style="bold"))
         self._print(grid)
 
     def block(self, text: str, *, indent: int = 2) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from federation_server.domain.text import HIDDEN
+
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor
     from google.protobuf.duration_pb2 import Duration
@@ -26,8 +28,7 @@ _ESCAPES = re.compile(
 )
 _INVISIBLE = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but not tab and line feed
-    r"\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # those that hide or turn text
-    r"\ud800-\udfff"  # lone surrogates
+    rf"{HIDDEN}\ud800-\udfff"  # those that hide or turn text, lone surrogates
 )
 _CONTROLS = re.compile(f"[{_INVISIBLE}]")
 _SPACES = re.compile(r"[\t\n]+")
@@ -42,15 +43,6 @@ def clean_lines(text: str) -> str:
 def clean(text: str) -> str:
     """The same on one line."""
     return _SPACES.sub(" ", clean_lines(text))
-
-
-def escape_json(document: str) -> str:
-    r"""JSON in which what a terminal might act on is written as \uXXXX."""
-    return re.sub(
-        r"[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]",
-        lambda found: f"\\u{ord(found[0]):04x}",
-        document,
-    )
 
 
 def moment(stamp: Timestamp) -> datetime | None:

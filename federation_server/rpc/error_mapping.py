@@ -1,5 +1,5 @@
 """From whatever a handler raises to what its client is told: the one table, and the interceptor
-that applies it to every RPC of the federation.
+that applies it to every RPC, also of grpc's own services: these are open to strangers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ LAST_WORDS_S = 5.0
 """How long the end of an RPC waits for its client to take it."""
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-_PACKAGE = "/federation."
 
 _TABLE: tuple[tuple[tuple[type[Exception], ...], Callable[[Exception], Refused], int], ...] = (
     # What is raised, what the client is told, and how loud the log is about it.
@@ -152,8 +150,8 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -
 
 
 class ErrorMapping(grpc.aio.ServerInterceptor):
-    """Stands before all other interceptors, and ends each RPC of the federation as its handler,
-    or an interceptor behind this one, said by an exception.
+    """Stands before all other interceptors, and ends each RPC as its handler, or an interceptor
+    behind this one, said by an exception.
 
     A method's handler is wrapped once and kept. On a stream nothing is added to a message that a
     handler reads or writes itself, and one resumed generator to each that it yields.
@@ -170,8 +168,6 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The handler, wrapped."""
         method = handler_call_details.method
-        if not method.startswith(_PACKAGE):
-            return await continuation(handler_call_details)
         try:
             handler = await continuation(handler_call_details)
         except Exception as error:  # noqa: BLE001 - mapped, and logged, as a handler's would be
@@ -219,7 +215,11 @@ def _wrap(handler: Handler, method: str) -> Handler:
         "stream" if handler.response_streaming else "unary"
     )
     behavior = getattr(handler, kind)
-    wrap = _wrap_generator if inspect.isasyncgenfunction(behavior) else _wrap_coroutine
+    wrap: Callable[[Any, str], Callable[..., Any]]
+    if inspect.isasyncgenfunction(behavior):
+        wrap = _wrap_generator
+    else:
+        wrap = _wrap_coroutine if inspect.iscoroutinefunction(behavior) else _wrap_function
     decode = handler.request_deserializer
     if not handler.request_streaming and decode is not None:
         # grpc would answer UNKNOWN with the exception's text. A stream's handler gets the
@@ -242,6 +242,26 @@ def _decoding(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return _Undecodable(error)
 
     return decoding
+
+
+def _wrap_function(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+    """For a handler that grpc runs in a thread, as those of channelz."""
+
+    def handle(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            if isinstance(request, _Undecodable):
+                raise request.error
+            return behavior(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except NotImplementedError:  # Health.List
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "not implemented")
+        except Exception as error:  # noqa: BLE001 - as below
+            refused = refusal(error, method)
+            context.set_trailing_metadata(errors.trailers(refused))
+            context.abort(refused.code, refused.message)
+
+    return handle
 
 
 def _wrap_coroutine(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:

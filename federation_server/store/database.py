@@ -27,7 +27,7 @@ import psycopg
 import structlog
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import set_json_dumps, set_json_loads
-from sqlalchemy import URL, event, func, make_url, select
+from sqlalchemy import URL, event, func, make_url, select, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -91,7 +91,7 @@ class DatabaseUrlError(ValueError):
     """DATABASE_URL is not one of PostgreSQL; the message says what it should be."""
 
 
-def parse_url(text: str) -> URL:
+def parse_url(given: str) -> URL:
     """The SQLAlchemy URL for a DATABASE_URL in any of the usual spellings.
 
     Raises:
@@ -99,7 +99,7 @@ def parse_url(text: str) -> URL:
     """
     remedy = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
-        url = make_url(text)
+        url = make_url(given)
     except (ArgumentError, ValueError):  # whose texts may quote a password
         raise DatabaseUrlError(f"DATABASE_URL is not a URL: {remedy}") from None
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
@@ -119,6 +119,12 @@ class Database:
             DatabaseUrlError: `url` is no URL of PostgreSQL.
         """
         self.url = parse_url(url)
+        try:
+            self.conninfo  # noqa: B018 - libpq looks at the options
+        except psycopg.ProgrammingError:  # whose text may quote a part of a password
+            raise DatabaseUrlError(
+                "DATABASE_URL has an option behind its ? that PostgreSQL does not know"
+            ) from None
         self._away = False
         self._pooled: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
         self._own: WeakSet[Connection] = WeakSet()
@@ -132,6 +138,7 @@ class Database:
             max_overflow=0,
             pool_timeout=CONNECT_TIMEOUT_S,
             pool_pre_ping=True,
+            hide_parameters=True,  # an error's text goes to the log
             json_serializer=lambda value: orjson.dumps(value).decode(),
             json_deserializer=orjson.loads,
             connect_args={
@@ -226,6 +233,11 @@ class Database:
         set_json_loads(orjson.loads, connection)
         (self._pooled if shared else self._own).add(connection)
         return connection
+
+    async def is_superuser(self) -> bool:
+        """The role may do everything in that PostgreSQL, of which it needs next to nothing."""
+        async with self.begin() as connection:
+            return bool((await connection.execute(text("SHOW is_superuser"))).scalar() == "on")
 
     async def wait_until_ready(self) -> None:
         """Returns once PostgreSQL answers; says so every few seconds until it does."""

@@ -20,8 +20,10 @@ import psutil
 import psycopg
 import pytest
 
+from federation_server.store import migrate
 from federation_server.store.database import Database
 from federation_server.store.embedded import (
+    SUPERUSER,
     DataDirectoryInUse,
     DataDirectoryUnusable,
     EmbeddedPostgres,
@@ -36,6 +38,17 @@ from tests.support.postgres import FAST_AND_LOOSE, libpq
 from tests.support.waiting import eventually_sync
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+NOT_THE_ROLES = """
+SELECT relname::text FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relowner <> 'federation'::regrole
+UNION ALL
+SELECT typname FROM pg_type
+WHERE typnamespace = 'public'::regnamespace AND typowner <> 'federation'::regrole
+UNION ALL
+SELECT proname FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace AND proowner <> 'federation'::regrole
+"""
 
 WATCHES = [Watch.KERNEL, Watch.GUARD] if sys.platform == "linux" else [Watch.GUARD]
 
@@ -449,3 +462,56 @@ def test_the_users_own_postgres_environment_does_not_touch_it(
     monkeypatch.setenv("LC_ALL", "xx_XX.bogus")
     with EmbeddedPostgres(folder, settings=FAST_AND_LOOSE) as postgres:
         remember(postgres.dsn())
+
+
+def test_the_url_is_a_roles_that_owns_the_schema_and_may_do_nothing_else(folder: Path) -> None:
+    with EmbeddedPostgres(folder, settings=FAST_AND_LOOSE) as postgres:
+        with psycopg.connect(libpq(postgres.start()), autocommit=True) as connection:
+            rights = connection.execute(
+                "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls,"
+                " (SELECT count(*) FROM pg_auth_members WHERE member = r.oid)"
+                " FROM pg_roles r WHERE rolname = current_user"
+            ).fetchone()
+            assert rights == (False, False, False, False, False, 0)
+            connection.execute("CREATE TABLE mine (id int)")
+            for statement in (
+                "CREATE ROLE other",
+                "CREATE DATABASE other",
+                "ALTER ROLE federation SUPERUSER",
+                "SET SESSION AUTHORIZATION postgres",
+                "ALTER SYSTEM SET fsync = off",
+                "ALTER DATABASE federation RENAME TO other",
+                "CREATE SCHEMA other",
+                "COPY mine FROM '/etc/passwd'",
+                "COPY mine TO PROGRAM 'cat'",
+                "SELECT pg_read_file('/etc/passwd')",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(statement.encode())
+        with psycopg.connect(postgres.dsn(user=SUPERUSER)) as connection:
+            owned = connection.execute(
+                "SELECT pg_describe_object(classid, objid, 0) FROM pg_shdepend"
+                " WHERE refobjid = 'federation'::regrole AND deptype = 'o' ORDER BY 1"
+            ).fetchall()
+            assert owned == [("schema public",), ("table mine",)]
+
+
+def test_what_the_superuser_of_an_earlier_release_owned_is_handed_over_once(folder: Path) -> None:
+    with EmbeddedPostgres(folder, settings=FAST_AND_LOOSE) as postgres:
+        with psycopg.connect(postgres.dsn("postgres", user=SUPERUSER), autocommit=True) as earlier:
+            earlier.execute("DROP DATABASE federation")
+            earlier.execute("DROP ROLE federation")
+            earlier.execute("CREATE DATABASE federation")
+        migrate.upgrade(postgres.url(user=SUPERUSER))
+        with psycopg.connect(postgres.dsn(user=SUPERUSER)) as earlier:
+            earlier.execute("CREATE FUNCTION one() RETURNS int LANGUAGE sql RETURN 1")
+            earlier.execute("CREATE VIEW numbers AS SELECT one()")
+            earlier.execute("CREATE SEQUENCE apart")
+    for _ in range(2):
+        with EmbeddedPostgres(folder, settings=FAST_AND_LOOSE) as postgres:
+            with psycopg.connect(postgres.dsn(user=SUPERUSER)) as connection:
+                assert connection.execute(NOT_THE_ROLES).fetchall() == []
+            with psycopg.connect(postgres.dsn()) as connection:
+                connection.execute("DROP FUNCTION one CASCADE")
+                connection.execute("DROP TABLE heartbeats, command_transitions")
+                connection.rollback()

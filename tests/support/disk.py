@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import psycopg
 
+from federation_server.store.embedded import SUPERUSER
 from tests.support.faults import Postgres
 from tests.support.postgres import libpq
 
@@ -70,7 +71,7 @@ def move_tables(postgres: Postgres, disk: SmallDisk) -> None:
     cluster = Path(postgres.ask("SHOW data_directory"))
     place.mkdir(mode=0o700)
     os.chown(place, cluster.stat().st_uid, cluster.stat().st_gid)
-    admin = libpq(postgres.embedded.url("postgres"))
+    admin = libpq(postgres.embedded.url("postgres", user=SUPERUSER))
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'".encode())
         connection.execute(b"ALTER DATABASE federation SET TABLESPACE small")

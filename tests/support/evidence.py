@@ -127,9 +127,14 @@ def complaints(accounts: dict[str, Account], notes: Iterable[Note]) -> list[str]
 
 
 def _wrong_in_itself(account: Account) -> Iterator[str]:
-    steps = account.steps
     if not account.final:
         yield "it has not ended"
+    yield from impossible(account)
+
+
+def impossible(account: Account) -> Iterator[str]:
+    """What no command's history may have, whether it has ended or not."""
+    steps = account.steps
     if (steps[0].state, steps[0].attempt) != (CommandState.QUEUED, 0):
         yield "it does not begin as QUEUED"
     if (steps[-1].state, steps[-1].attempt) != (account.state, account.attempt):

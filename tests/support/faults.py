@@ -27,11 +27,11 @@ from grpc_status import rpc_status
 
 from federation.v1 import command_pb2, command_service_pb2, neuron_pb2, report_pb2
 from federation_server.store import migrate
-from federation_server.store.embedded import EmbeddedPostgres
+from federation_server.store.embedded import SUPERUSER, EmbeddedPostgres
 from tests.support.calls import ONLINE, shown
 from tests.support.federation import ADMIN_KEY, Served
 from tests.support.plain_neuron import PlainNeuron, now, plain_neuron
-from tests.support.postgres import FAST_AND_LOOSE, libpq, passable_folder
+from tests.support.postgres import FAST_AND_LOOSE, passable_folder
 from tests.support.processes import FederationProcess
 from tests.support.waiting import eventually
 
@@ -72,13 +72,17 @@ class Postgres:
                 process.resume()
 
     def ask(self, query: str) -> Any:
-        with psycopg.connect(libpq(self.url), autocommit=True) as connection:
+        with psycopg.connect(self._superuser, autocommit=True) as connection:
             found = connection.execute(query.encode()).fetchone()
             return None if found is None else found[0]
 
     def do(self, statement: str) -> None:
-        with psycopg.connect(libpq(self.url), autocommit=True) as connection:
+        with psycopg.connect(self._superuser, autocommit=True) as connection:
             connection.execute(statement.encode())
+
+    @property
+    def _superuser(self) -> str:
+        return self.embedded.dsn(user=SUPERUSER)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, make_url
 
-from federation_server.store.embedded import EmbeddedPostgres
+from federation_server.store.embedded import SUPERUSER, EmbeddedPostgres
 
 FAST_AND_LOOSE = {"fsync": "off"}
 """For data that need not survive the machine's crash. PostgreSQL's own loses nothing by it: what is
@@ -83,7 +83,7 @@ def running_server() -> Iterator[Server]:
         passable_folder() as folder,
         EmbeddedPostgres(folder / "data", settings=FAST_AND_LOOSE) as postgres,
     ):
-        yield Server(make_url(postgres.url("postgres")))
+        yield Server(make_url(postgres.url("postgres", user=SUPERUSER)))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -77,6 +77,16 @@ async def test_a_token_by_a_key_that_was_just_made_is_good() -> None:
         assert await answer(tokens, token_by(OLD)) == "n1"
         assert len(store.read_at) == 1
         assert await answer(tokens, tokens.issue("n2", 1, datetime.now(UTC)).token) == "n2"
+
+
+async def test_an_expired_token_by_a_key_that_was_just_made_can_still_be_renewed() -> None:
+    store = Store(OLD)
+    a_day_ago = datetime.now(UTC) - timedelta(hours=25)
+    token = Tokens([NEW], TokenLifetime()).issue("n1", 1, a_day_ago).token
+    async with running(store) as tokens:
+        store.keys = [NEW, OLD]
+        assert (await tokens.identify(token, to_renew=True)).neuron_id == "n1"
+        assert await answer(tokens, token) == "CREDENTIAL_EXPIRED"
 
 
 async def test_who_comes_while_keys_are_read_waits_for_the_next_time() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import re
 
-from federation_server import settings
-from federation_server.settings import SettingsError
+import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
+
+from federation_server import cli, settings
+from federation_server.settings import Settings, SettingsError
 
 
 @pytest.mark.parametrize(
@@ -55,3 +60,90 @@ def test_clients_on_this_machine_call_a_tls_server_by_a_name_that_its_certificat
     host: str, url: str
 ) -> None:
     assert settings.load(host=host, tls_cert_file="/c", tls_key_file="/k").local_url == url
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("45", 45.0), ("0.05", 0.05), ("PT45S", 45.0), ("P1D", 86400.0)]
+)
+def test_a_span_is_written_as_seconds_or_as_iso_8601(
+    monkeypatch: pytest.MonkeyPatch, written: str, seconds: float
+) -> None:
+    monkeypatch.setenv("FEDERATION_OFFLINE_AFTER", written)
+    monkeypatch.setenv("FEDERATION_PRESENCE_PATIENCE", written)
+    held = settings.load()
+    assert held.offline_after.total_seconds() == seconds
+    assert held.presence_patience.total_seconds() == seconds
+
+
+SECRET = "sw0rd-f1sh"
+
+URLS = {
+    "postgresql://fed:sw0rd-f1sh@db:5432/federation": "postgresql://fed:**********@db:5432/federation",
+    "postgresql://fed:sw0rd-f1sh/@x:y@db/f": "postgresql://fed:**********@db/f",
+    "postgresql://:sw0rd-f1sh@db/f": "postgresql://:**********@db/f",
+    "postgresql://fed@db/f?password=sw0rd-f1sh&x=1": "postgresql://fed@db/f?password=**********&x=1",
+    "postgresql://fed@/f?host=/run/db": "postgresql://fed@/f?host=/run/db",
+    "host=db password=sw0rd-f1sh": "**********",
+    "sw0rd-f1sh": "**********",
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_shown_without_its_password(url: str) -> None:
+    assert settings.mask_url(url) == URLS[url]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_config_show_has_every_setting_and_its_source_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://fed:{SECRET}@db/federation")
+    monkeypatch.setenv("FEDERATION_MIGRATION_URL", f"postgresql://other:{SECRET}@db/federation")
+    monkeypatch.setenv("ADMIN_API_KEY", SECRET)
+    monkeypatch.setenv("FEDERATION_OFFLINE_AFTER", "45")
+    result = CliRunner().invoke(cli.app, ["config", "show", *form])
+    assert result.exit_code == 0
+    assert SECRET not in result.output
+    if form:
+        shown = json.loads(result.stdout)
+        assert shown["DATABASE_URL"] == {
+            "value": "postgresql://fed:**********@db/federation",
+            "source": "environment",
+        }
+        assert shown["ADMIN_API_KEY"]["value"] == "**********"
+        assert shown["FEDERATION_OFFLINE_AFTER"] == {"value": "PT45S", "source": "environment"}
+        assert shown["FEDERATION_PORT"] == {"value": 50051, "source": "default"}
+        assert len(shown) == len(Settings.model_fields)
+    else:
+        lines = [line.split() for line in result.stdout.splitlines()]
+        assert ["FEDERATION_PORT", "50051", "default"] in lines
+        assert ["FEDERATION_INSECURE", "false", "default"] in lines
+
+
+def test_a_setting_that_is_wrong_is_named_without_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDERATION_PORT", SECRET)
+    result = CliRunner().invoke(cli.app, ["config", "show"])
+    assert result.exit_code == 2
+    assert "FEDERATION_PORT" in result.output
+    assert SECRET not in result.output
+
+
+def test_the_text_of_the_settings_has_no_secret() -> None:
+    secret = SecretStr(SECRET)
+    held = Settings(database_url=secret, migration_url=secret, admin_api_key=secret)
+    assert SECRET not in f"{held!r} {held} {held.model_dump()} {held.model_dump_json()}"
+
+
+def test_every_secret_that_the_server_reads_is_masked_by_its_type() -> None:
+    plain = {
+        name
+        for name, field in Settings.model_fields.items()
+        if re.search("secret|password|key|token|url", name) and "SecretStr" not in str(field)
+    }
+    assert plain == {
+        "token_ttl",
+        "token_renewal",
+        "tls_key_file",
+    }

@@ -11,9 +11,11 @@ from federation_server.store.embedded.errors import (
     PostgresNotInstalled,
     PostgresStartFailed,
 )
+from federation_server.store.embedded.role import SUPERUSER
 from federation_server.store.embedded.supervisor import EmbeddedPostgres
 
 __all__ = [
+    "SUPERUSER",
     "DataDirectoryInUse",
     "DataDirectoryUnusable",
     "EmbeddedPostgres",

@@ -14,8 +14,7 @@ import psutil
 from federation_server.store.embedded.errors import DataDirectoryUnusable
 from federation_server.store.embedded.home import UNFINISHED, Account, Home, hand_over
 from federation_server.store.embedded.programs import Programs
-
-SUPERUSER = "postgres"
+from federation_server.store.embedded.role import SUPERUSER
 
 INITIAL_SETTINGS = {
     "max_connections": "100",

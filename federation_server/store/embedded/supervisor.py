@@ -22,7 +22,6 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
 
 from federation_server.store.embedded.cluster import (
-    SUPERUSER,
     check_version,
     make_cluster,
     postmaster,
@@ -37,8 +36,12 @@ from federation_server.store.embedded.home import Account, DataDirectoryLock, Ho
 from federation_server.store.embedded.log import BoundedLog
 from federation_server.store.embedded.process import Child, Watch
 from federation_server.store.embedded.programs import Programs, programs_for
-
-DATABASE = "federation"
+from federation_server.store.embedded.role import (
+    DATABASE,
+    ROLE,
+    SUPERUSER,
+    make_role_and_database,
+)
 
 PORT = 5432
 """Only part of the socket's name: nothing listens on TCP."""
@@ -109,17 +112,17 @@ class EmbeddedPostgres:
         """Whether it has ended though nobody called `stop`."""
         return self.returncode is not None and not self._stopping
 
-    def url(self, database: str = DATABASE) -> str:
-        """A SQLAlchemy URL for psycopg 3."""
+    def url(self, database: str = DATABASE, *, user: str = ROLE) -> str:
+        """A SQLAlchemy URL for psycopg 3. Only the supervisor, and tests, have to be SUPERUSER."""
         query = {"host": str(self._home.socket_folder), "port": str(PORT)}
         return URL.create(
-            "postgresql+psycopg", username=SUPERUSER, database=database, query=query
+            "postgresql+psycopg", username=user, database=database, query=query
         ).render_as_string(hide_password=False)
 
-    def dsn(self, database: str = DATABASE) -> str:
+    def dsn(self, database: str = DATABASE, *, user: str = ROLE) -> str:
         """The same in libpq's form, for psycopg and psql."""
         host = str(self._home.socket_folder)
-        return make_conninfo(host=host, port=PORT, user=SUPERUSER, dbname=database)
+        return make_conninfo(host=host, port=PORT, user=user, dbname=database)
 
     def start(self) -> str:
         """Return its URL once the database `federation` answers. A running one stays as it is.
@@ -260,11 +263,8 @@ class EmbeddedPostgres:
         return False
 
     def _make_database(self) -> None:
-        known = "SELECT 1 FROM pg_database WHERE datname = %s"
         try:
-            with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
-                if connection.execute(known, (DATABASE,)).fetchone() is None:
-                    connection.execute(f'CREATE DATABASE "{DATABASE}"')
+            make_role_and_database(lambda database: self.dsn(database, user=SUPERUSER))
         except psycopg.Error as error:
             raise self._failure(str(error).partition("\n")[0]) from error
 

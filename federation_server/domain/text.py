@@ -1,0 +1,29 @@
+"""Text that comes from others, where a person or a terminal reads it.
+
+A neuron's texts are data. Shown as they are they could move a terminal's cursor, set its
+clipboard, turn what stands beside them around, or begin a line of their own in a log.
+"""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = r"\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+"""Characters that hide text, turn it around, or end a line for some readers; for a regex's set."""
+
+_ACTING = re.compile(rf"[\x7f-\x9f{HIDDEN}]")
+_UNSEEN = re.compile(rf"[\x00-\x1f\x7f-\x9f{HIDDEN}\ud800-\udfff]")
+
+
+def escape_json(document: str) -> str:
+    r"""JSON in which what a terminal might act on is written as \uXXXX."""
+    return _ACTING.sub(_escape, document)
+
+
+def escape_line(text: str) -> str:
+    r"""The text on one line, in which whatever is no visible character is written as \uXXXX."""
+    return _UNSEEN.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"

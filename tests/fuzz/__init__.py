@@ -1,0 +1,1 @@
+"""Whatever is sent to it, the server neither fails nor sticks nor grows."""
