@@ -39,11 +39,13 @@ from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import Notifier
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
+from federation_server.live.rates import Limit, Rates
 from federation_server.live.refusals import Refusals
 from federation_server.live.rollup import Rollup
 from federation_server.live.rotation import TokenRotation
 from federation_server.live.session import Sessions
 from federation_server.live.session import Settings as SessionSettings
+from federation_server.live.silence import Silence
 from federation_server.live.sweeper import Sweeper
 from federation_server.live.watchers import CommandWatchers
 from federation_server.live.writer import Writer
@@ -53,6 +55,7 @@ from federation_server.rpc.audit import Witness
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.command import CommandServicer
 from federation_server.rpc.command_batch import CommandParts
+from federation_server.rpc.deadlines import Deadlines
 from federation_server.rpc.error_mapping import ErrorMapping
 from federation_server.rpc.fleet import FleetServicer
 from federation_server.rpc.neuron_changes import SessionEnding
@@ -120,11 +123,17 @@ class App:
         self.admission = Admission(
             self.metrics, rate=settings.admission_rate, burst=settings.admission_burst
         )
+        self.rates = Rates(
+            self.metrics, {limit: getattr(settings, limit.value.lower()) for limit in Limit}
+        )
         self.session_settings = SessionSettings(
             settings.heartbeat_interval, settings.analytics_interval
         )
         self.pacing = Pacing(
             self.sessions, self.metrics, self.session_settings, rate=settings.heartbeat_rate
+        )
+        self.silence = Silence(
+            self.sessions, self.metrics, silent_after=settings.silent_stream_after
         )
         self.watchers = CommandWatchers(database)
         self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)
@@ -271,6 +280,7 @@ class App:
             self.housekeeping.run,
             self.approvals.run,
             self.pacing.run,
+            self.silence.run,
             self.key_uses.run,
             self.refusals.run,
             self.lease.run,
@@ -309,6 +319,8 @@ class App:
             dispatcher=self.dispatcher,
             metrics=self.metrics,
             admission=self.admission,
+            rates=self.rates,
+            message_rate=self.settings.neuron_message_rate,
             pacing=self.pacing,
             settings=self.session_settings,
             server_id=self.server_id,
@@ -319,9 +331,15 @@ class App:
         witness = Witness(self.refusals, self.server_id)
         return build_server(
             [
+                Deadlines(self.metrics),
                 ErrorMapping(witness),
                 Authentication(
-                    self.database, tokens, self.admission, self.key_uses, witness=witness
+                    self.database,
+                    tokens,
+                    self.admission,
+                    self.rates,
+                    self.key_uses,
+                    witness=witness,
                 ),
             ],
             self.health,

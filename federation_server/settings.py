@@ -153,6 +153,36 @@ class Settings(BaseSettings):
     admission_burst: Annotated[int, Field(ge=1)] = Field(
         default=2000, description="How many new streams at once a server takes on before that."
     )
+    register_rate: Annotated[float, Field(gt=0)] = Field(
+        default=500.0,
+        description="How many calls of Register a second an address may make that do not show the "
+        "neuron's own token; one that is refused for its credentials counts as 50. Of this and of "
+        "the following rates, ten seconds' worth may come at once.",
+    )
+    failed_credential_rate: Annotated[float, Field(gt=0)] = Field(
+        default=1.0,
+        description="How many credentials a second that are no good are answered to an address by "
+        "what is wrong with them. Good ones are let in always.",
+    )
+    neuron_call_rate: Annotated[float, Field(gt=0)] = Field(
+        default=100.0, description="How many calls a second a neuron may make."
+    )
+    neuron_message_rate: Annotated[float, Field(gt=0)] = Field(
+        default=2000.0,
+        description="How many messages a second are read of a neuron's stream; the others wait.",
+    )
+    admin_call_rate: Annotated[float, Field(gt=0)] = Field(
+        default=2000.0, description="How many calls a second an API key may make."
+    )
+    admin_streams: Annotated[int, Field(ge=1)] = Field(
+        default=1000,
+        description="How many answers of one API key that are streams (WatchCommand, "
+        "ExecuteCommand) may be open at the same time on a server.",
+    )
+    silent_stream_after: Span = Field(
+        default=timedelta(hours=1),
+        description="A stream on which its neuron says nothing for that long is ended.",
+    )
     offline_after: Span = Field(
         default=timedelta(seconds=30),
         description="A lost stream makes a neuron OFFLINE after this long.",

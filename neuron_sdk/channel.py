@@ -25,6 +25,8 @@ channel. Each channel has its own, so that those that lost one server do not try
 _ASK_S = 1.0
 _DOMAIN = "federation"
 _DETAILS = "grpc-status-details-bin"
+_BAD_CREDENTIALS = "FAILED_CREDENTIAL_RATE"
+"""The limit that only those meet who have shown a bad credential, and are to show another one."""
 
 
 @dataclass(eq=False)
@@ -146,6 +148,8 @@ def _read_details(raw: bytes, code: str, message: str) -> RpcFailure:
             bad = error_details_pb2.BadRequest()
             if detail.Unpack(info) and info.domain == _DOMAIN:
                 reason = info.reason
+                if info.metadata.get("limit") == _BAD_CREDENTIALS:
+                    code, reason = "UNAUTHENTICATED", "CREDENTIAL_INVALID"
             elif detail.Unpack(retry):
                 retry_after = max(0.0, retry.retry_delay.ToMicroseconds() / 1e6)
             elif detail.Unpack(bad):

@@ -35,6 +35,7 @@ _STATUS = {
     "DATABASE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "INVALID_FIELD": grpc.StatusCode.INVALID_ARGUMENT,
     "SERVER_BUSY": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 

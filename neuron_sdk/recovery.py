@@ -52,6 +52,7 @@ _BY_REASON = {
     ),
     "PROTOCOL_VIOLATION": _slow("update the SDK: the server does not understand it"),
     "SERVER_BUSY": Recovery(turn=True),
+    "RATE_LIMITED": Recovery(turn=True),
 }
 # Enrolling anew at once would revoke the other one's token in turn, for ever.
 _REVOKED = _slow(
@@ -60,6 +61,13 @@ _REVOKED = _slow(
     register_again=True,
 )
 _CREDENTIAL = frozenset({"CREDENTIAL_INVALID", "CREDENTIAL_EXPIRED", "NEURON_NOT_FOUND"})
+
+
+def gives_turn(reason: str) -> bool:
+    """Whether a federation that refuses for this reason has said when it is this neuron's turn: it
+    is there, and to connect anew would only make it busier.
+    """
+    return _BY_REASON.get(reason, Recovery()).turn
 
 
 def recover(reason: str, code: str, *, enrollable: bool, registering: bool) -> Recovery:

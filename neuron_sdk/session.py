@@ -35,7 +35,7 @@ from neuron_sdk.inbox import Inbox, own_sequence, reason_name
 from neuron_sdk.link import Link, LinkParts
 from neuron_sdk.logs import get_logger
 from neuron_sdk.payload import clean_text
-from neuron_sdk.recovery import recover
+from neuron_sdk.recovery import gives_turn, recover
 from neuron_sdk.version import __version__
 
 if TYPE_CHECKING:  # a name of the stubs' types only
@@ -180,7 +180,7 @@ class Session:
             await self._registration.ensure(stub)
             await self._connect(channel, stub)
         except RpcFailure as failure:
-            if failure.reason == "SERVER_BUSY":  # to connect anew would only make it busier
+            if gives_turn(failure.reason):
                 self._waiting = channel
             raise
         finally:

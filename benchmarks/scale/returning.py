@@ -31,6 +31,7 @@ from federation.v1 import session_service_pb2 as pb
 from federation.v1.session_service_pb2_grpc import SessionServiceStub
 from neuron_sdk.backoff import Backoff
 from neuron_sdk.channel import RpcFailure, open_channel, read_failure
+from neuron_sdk.recovery import gives_turn
 
 METRIC = "bench.sent"
 CONNECT_WITHIN_S = 20.0
@@ -138,7 +139,7 @@ class Neuron:
                 else:
                     call = await self._open(channel)
             except RpcFailure as failure:
-                if failure.reason == "SERVER_BUSY":
+                if gives_turn(failure.reason):
                     self._waiting = channel
                 counts["turns" if self._waiting else "failed"] += 1
                 raise

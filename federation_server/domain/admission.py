@@ -68,6 +68,14 @@ class Bucket:
         self._fill(now)
         return self._turn(now, ahead=behind + 1.0)
 
+    def spend(self, now: float, tokens: float) -> float:
+        """Takes that many tokens, whether they are there or not. Returns the seconds after which
+        none is owed.
+        """
+        self._fill(now)
+        self._tokens -= tokens
+        return max(0.0, -self._tokens / self._rate)
+
     def _turn(self, now: float, *, ahead: float) -> float:
         step = 1.0 / self._rate
         wait = max(step * ahead, self._last_turn + step - now)

@@ -31,6 +31,12 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.limited = Counter(
+            "federation_limited",
+            "Calls that were refused because one caller makes too many, by the limit",
+            ["limit"],
+            registry=self.registry,
+        )
         self.heartbeat_interval = Gauge(
             "federation_heartbeat_interval_seconds",
             "The least interval between heartbeats that streams are held to; 0: none",
@@ -45,6 +51,12 @@ class Metrics:
         self.rollups = Counter(
             "federation_rollups",
             "Minutes, hours and days that metrics were added up for",
+            registry=self.registry,
+        )
+        self.streams_given_up = Counter(
+            "federation_streams_given_up",
+            "Streams that were ended because the other side says, or reads, nothing",
+            ["cause"],
             registry=self.registry,
         )
         self.refused = Counter(

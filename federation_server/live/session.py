@@ -111,12 +111,15 @@ class Session:
         "end",
         "end_detail",
         "epoch",
+        "heard",
         "instance_id",
         "neuron_id",
         "on_end",
         "reconnect_after",
         "session_id",
         "spool_id",
+        "writing",
+        "written",
     )
 
     CROWDED = 256
@@ -131,6 +134,12 @@ class Session:
         self.instance_id = instance_id
         self.spool_id = spool_id
         self.ack_sequence = 0
+        self.heard = 0
+        """How many messages have been read."""
+        self.written = 0
+        """How many messages have been written."""
+        self.writing = False
+        """Whether the next one is being written."""
         self.credential: NeuronIdentity | None = None
         """What the newest token that its neuron was given says; None: it gets no other."""
         self.end: SessionEnd | None = None

@@ -5,10 +5,14 @@ an API key, `x-admin-key: …` an API key. A handler learns by `current_neuron` 
 whom it serves: grpc.aio runs interceptors and handler of a call in one task, so a context variable
 reaches from here to there. `methods.METHODS` says for whom each RPC is.
 
-A stream that an admin has opened ends soon after its key does (`key_watch.py`).
+Each neuron and each API key may call so often (`live/rates.py`). Connect also needs the server to
+take it on (`live/admission.py`), as Register does, which asks itself. Who is told to come later has
+cost no question to the database, and who shows no good token takes nobody's turn.
 
-Register and Connect also need the server to take them on (`live/admission.py`). Who is told to
-come later has cost no question to the database, and who shows no good token takes nobody's turn.
+An address that shows one bad credential after the other is told to wait. That is told in place of
+what is wrong with a bad credential, so a good one is let in always, from wherever it comes.
+
+A stream that an admin has opened ends soon after its key does (`key_watch.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +20,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc.aio
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import (
     Admin,
     Caller,
@@ -31,15 +38,17 @@ from federation_server.domain.access import (
     Role,
     secret_hash,
 )
+from federation_server.domain.address import source_of
 from federation_server.domain.neuron import Lifecycle
 from federation_server.live.admission import Admission, Entry
 from federation_server.live.key_uses import KeyUses
+from federation_server.live.rates import Limit, Rates
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import Nobody, Witness, refusal, refusing
 from federation_server.rpc.key_watch import KeyWatch
-from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS, REGISTER
+from federation_server.rpc.methods import CONNECT, DEREGISTER, METHODS
 from federation_server.rpc.tokens import Tokens
-from federation_server.store.access import FoundKey, find_api_key
+from federation_server.store.access import FoundKey, find_api_keys
 from federation_server.store.database import Database
 from federation_server.store.registration import Standing, find_standing, use_generation
 
@@ -58,6 +67,9 @@ FIRST_MESSAGE_S = 1.0
 
 LOOKUP_TIMEOUT_S = 3.0
 """How long the database may take to say who calls."""
+
+KEYS_AT_ONCE = 500
+"""How many API keys one question is about."""
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 _api_key: ContextVar[str] = ContextVar("api_key")
@@ -119,6 +131,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         database: Database,
         tokens: Tokens,
         admission: Admission,
+        rates: Rates,
         key_uses: KeyUses,
         *,
         witness: Witness | None = None,
@@ -131,13 +144,15 @@ class Authentication(grpc.aio.ServerInterceptor):
         self._database = database
         self._witness = witness or Nobody()
         self._admission = admission
+        self._rates = rates
         self._tokens = tokens
         self._clock = clock
         self._keys = _KeyCache(clock)
         self._key_uses = key_uses
         self._key_watch = KeyWatch(self._still_good)
         self._lookups: set[asyncio.Task[Any]] = set()
-        self._asking: dict[bytes, asyncio.Task[FoundKey | None]] = {}
+        self._asked: dict[bytes, asyncio.Future[FoundKey | None]] = {}
+        self._asking: asyncio.Task[None] | None = None
 
     async def intercept_service(
         self,
@@ -151,27 +166,52 @@ class Authentication(grpc.aio.ServerInterceptor):
         if handler is None:  # no such RPC: grpc answers UNIMPLEMENTED
             return None
         method = handler_call_details.method
+        heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
         try:
             principal = await self._admit(method, handler_call_details.invocation_metadata)
+            if isinstance(principal, Admin) and handler.response_streaming:
+                self._hold_stream(principal)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
             refused = refusal(error, method)
 
-            def told(context: grpc.aio.ServicerContext[Any, Any]) -> None:
-                self._witness.refused(method, context, refused)
+            def told(context: grpc.aio.ServicerContext[Any, Any]) -> errors.Refused:
+                return self._told(method, context, refused)
 
-            heard_s = FIRST_MESSAGE_S if method == CONNECT else 0.0
-            return refusing(refused, heard_s=heard_s, told=told)
+            return refusing(told, heard_s=heard_s)
         if isinstance(principal, Admin) and handler.response_streaming:
             return self._key_watch.over(handler, method)
         return handler
+
+    def _told(
+        self,
+        method: str,
+        context: grpc.aio.ServicerContext[Any, Any],
+        refused: errors.Refused,
+    ) -> errors.Refused:
+        """What a call is told that may not be made. Where it comes from is known only now that it
+        is served: one bad credential after the other is told to wait.
+        """
+        self._witness.refused(method, context, refused)
+        if refused.reason != ErrorReason.ERROR_REASON_CREDENTIAL_INVALID:
+            return refused
+        wait_s = self._rates.take(Limit.FAILED_CREDENTIAL_RATE, source_of(context.peer()))
+        if not wait_s:
+            return refused
+        return refusal(errors.rate_limited(Limit.FAILED_CREDENTIAL_RATE, wait_s), method)
+
+    def _hold_stream(self, admin: Admin) -> None:
+        """Counts a stream of that admin's for as long as its call lasts."""
+        if wait_s := self._rates.open_stream(admin.name):
+            raise errors.rate_limited(Limit.ADMIN_STREAMS, wait_s)
+        call = asyncio.current_task()
+        assert call is not None
+        call.add_done_callback(lambda _: self._rates.close_stream(admin.name))
 
     async def _admit(self, method: str, metadata: Metadata | None) -> Principal | None:
         """Who makes a call that may be made; the principal is named in any case."""
         _principal.set(None)
         caller = METHODS.get(method)
         if caller is Caller.ANYONE:
-            if method == REGISTER:
-                self._take_on(Entry.REGISTER)
             return None
         if caller is None:
             log.error("RPC without a role", action="rpc_unlisted", method=method)
@@ -186,19 +226,26 @@ class Authentication(grpc.aio.ServerInterceptor):
             _principal.set(identity)
             if caller is not Caller.NEURON:
                 raise errors.role_too_low(caller)
+            # A token that was revoked must not use up what its neuron may do.
+            self._limit(Limit.NEURON_CALL_RATE, f"{identity.neuron_id} {identity.generation}")
             if method == CONNECT:
-                self._take_on(Entry.CONNECT)  # opening the session asks for its standing
+                self._take_on()  # opening the session asks for its standing
             else:
                 await self._check_standing(identity, method)
             return identity
         admin = (await self._find_key(credential)).admin
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
+        self._limit(Limit.ADMIN_CALL_RATE, admin.name)
         _api_key.set(credential)
         return admin
 
-    def _take_on(self, entry: Entry) -> None:
-        if wait_s := self._admission.admit(entry):
+    def _limit(self, limit: Limit, caller: str) -> None:
+        if wait_s := self._rates.take(limit, caller):
+            raise errors.rate_limited(limit, wait_s)
+
+    def _take_on(self) -> None:
+        if wait_s := self._admission.admit(Entry.CONNECT):
             raise errors.server_busy(wait_s)
 
     async def _check_standing(self, identity: NeuronIdentity, method: str) -> None:
@@ -210,7 +257,7 @@ class Authentication(grpc.aio.ServerInterceptor):
                 await use_generation(connection, neuron_id, identity.generation)
             return standing
 
-        standing = await self._ask(use)
+        standing = await self._ask(self._database.begin_for_neurons, use)
         if standing is None:
             raise errors.credential_invalid()
         deactivated = standing.lifecycle is Lifecycle.DEACTIVATED
@@ -246,32 +293,56 @@ class Authentication(grpc.aio.ServerInterceptor):
         return found
 
     async def _look_up(self, secret: str) -> FoundKey | None:
-        """The key in the store. Calls that come at the same time with the same one ask once."""
+        """The key in the store. One question is under way at a time, about all keys that wait: so
+        however many unknown ones come, they cost the database little and a good one no long wait.
+        """
         digest = secret_hash(secret)
-        asking = self._asking.get(digest)
-        if asking is None:
-            asking = asyncio.create_task(self._learn(secret), name="API key")
-            self._asking[digest] = asking
-            asking.add_done_callback(lambda _: self._asking.pop(digest))
-            asking.add_done_callback(_fetched)
-        return await asyncio.shield(asking)
+        answer = self._asked.get(digest)
+        if answer is None:
+            answer = self._asked[digest] = asyncio.Future()
+            answer.add_done_callback(_fetched)
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_for_keys(), name="API keys")
+        return await asyncio.shield(answer)
 
-    async def _learn(self, secret: str) -> FoundKey | None:
-        until = self._clock() + API_KEY_CACHE_S  # what is asked now may change before it is heard
-        found = await self._ask(lambda connection: find_api_key(connection, secret))
-        if found is not None:
-            self._keys.put(secret, found, until)
-        return found
+    async def _ask_for_keys(self) -> None:
+        """Answers all who wait for a key."""
+        asked: dict[bytes, asyncio.Future[FoundKey | None]] = {}
+        try:
+            while self._asked:
+                asked = {digest: self._asked[digest] for digest in [*self._asked][:KEYS_AT_ONCE]}
+                for digest in asked:  # who comes from now on asks anew
+                    del self._asked[digest]
+                # What is asked now may change before it is heard.
+                until = self._clock() + API_KEY_CACHE_S
+                found = await self._ask(
+                    self._database.begin, partial(find_api_keys, secret_hashes=[*asked])
+                )
+                for digest, answer in asked.items():
+                    if digest in found:
+                        self._keys.put(digest, found[digest], until)
+                    answer.set_result(found.get(digest))
+        except Exception as error:  # noqa: BLE001 - whoever waits fails with it
+            for answer in (*asked.values(), *self._asked.values()):
+                if not answer.done():
+                    answer.set_exception(error)
+            self._asked.clear()
+        finally:
+            self._asking = None
 
-    async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """The database's answer, or UNAVAILABLE in time.
+    async def _ask(
+        self,
+        begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        question: Callable[[AsyncConnection], Awaitable[T]],
+    ) -> T:
+        """The database's answer, or UNAVAILABLE in time; `begin` is the way to it.
 
         The question is a task of its own, because a driver that is cancelled waits for the server
         to agree, which one that hangs never does.
         """
 
         async def answer() -> T:
-            async with self._database.begin() as connection:
+            async with begin() as connection:
                 return await question(connection)
 
         task = asyncio.create_task(answer(), name="authentication")
@@ -287,7 +358,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         _fetched(task)
 
 
-def _fetched(task: asyncio.Task[Any]) -> None:
+def _fetched(task: asyncio.Future[Any]) -> None:
     """A caller that has gone does not fetch what a task ended with."""
     if not task.cancelled():
         task.exception()
@@ -308,9 +379,8 @@ class _KeyCache:
         """Until when it is kept; a time that is past if it is not."""
         return self._found.get(secret_hash(secret), (0.0, None))[0]
 
-    def put(self, secret: str, found: FoundKey, until: float) -> None:
+    def put(self, digest: bytes, found: FoundKey, until: float) -> None:
         # The newest goes to the end, so that the first is the oldest.
-        digest = secret_hash(secret)
         self._found.pop(digest, None)
         if len(self._found) >= API_KEY_CACHE_SIZE:
             del self._found[next(iter(self._found))]

@@ -27,6 +27,9 @@ from federation_server.store.paging import PageTokenInvalid
 
 log = structlog.get_logger(__name__)
 
+LAST_WORDS_S = 5.0
+"""How long the end of an RPC waits for its client to take it."""
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _TABLE: tuple[tuple[tuple[type[Exception], ...], Callable[[Exception], Refused], int], ...] = (
@@ -61,8 +64,9 @@ _LEVELS = {
 }
 """How loud the log is about a Refused; INFO for the codes that are not here."""
 
-_QUIET = frozenset({ErrorReason.ERROR_REASON_SERVER_BUSY})
-"""Thousands may be refused like that in a second; `live/admission.py` sums them up."""
+_QUIET = frozenset({ErrorReason.ERROR_REASON_SERVER_BUSY, ErrorReason.ERROR_REASON_RATE_LIMITED})
+"""Thousands may be refused like that in a second; `live/admission.py` and `live/rates.py` sum them
+up."""
 
 
 def refusal(error: Exception, method: str = "") -> Refused:
@@ -113,7 +117,11 @@ def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
 
 
 def _log(refused: Refused, error: Exception, level: int, method: str) -> None:
-    cause = {} if error is refused else {"cause": type(error).__name__, "detail": first_line(error)}
+    cause: dict[str, str] = {}
+    if error is not refused:
+        cause = {"cause": type(error).__name__, "detail": first_line(error)}
+    elif error.__cause__ is not None:
+        cause = {"cause": type(error.__cause__).__name__}
     log.log(
         level,
         "RPC refused",
@@ -130,7 +138,11 @@ def _log(refused: Refused, error: Exception, level: int, method: str) -> None:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -> None:
     """Ends the RPC with that error. Never returns: grpc raises its AbortError."""
     try:
-        await context.abort(refused.code, refused.message, errors.trailers(refused))
+        async with asyncio.timeout(LAST_WORDS_S):
+            await context.abort(refused.code, refused.message, errors.trailers(refused))
+    except TimeoutError:
+        # It stands behind what its client does not read, and comes when that is read.
+        raise asyncio.CancelledError from None
     except (grpc.aio.InternalError, grpc.aio.UsageError):
         # The connection broke before this could be said: the caller has gone, which is what grpc
         # cancels a handler for. It keeps no second status in any case.
@@ -186,7 +198,8 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
         try:
             handler = await continuation(handler_call_details)
         except Exception as error:  # noqa: BLE001 - mapped, and logged, as a handler's would be
-            return refusing(refusal(error, method))
+            refused = refusal(error, method)
+            return refusing(lambda _: refused)
         if handler is None:  # no such RPC: grpc answers UNIMPLEMENTED
             return None
         known = self._wrapped.get(method)
@@ -198,20 +211,17 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
 
 
 def refusing(
-    refused: Refused,
-    *,
-    heard_s: float = 0.0,
-    told: Callable[[grpc.aio.ServicerContext[Any, Any]], None] = lambda _: None,
+    answer: Callable[[grpc.aio.ServicerContext[Any, Any]], Refused], *, heard_s: float = 0.0
 ) -> Handler:
-    """A handler that ends an RPC of any kind with that error and decodes nothing of it.
+    """A handler that ends an RPC of any kind with the error that a function of its context gives,
+    and decodes nothing of it.
 
     It waits up to `heard_s` for the first message: a client of grpc.aio that is still writing one
-    when its call ends says INTERNAL and loses the error, and with it RetryInfo. `told` is called
-    with the call's context.
+    when its call ends says INTERNAL and loses the error, and with it RetryInfo.
     """
 
     async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        told(context)
+        refused = answer(context)
         if heard_s:
             with suppress(TimeoutError):
                 async with asyncio.timeout(heard_s):

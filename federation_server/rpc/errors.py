@@ -65,6 +65,7 @@ _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
     ErrorReason.ERROR_REASON_COMMAND_BATCH_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     ErrorReason.ERROR_REASON_NO_NEURON_MATCHES: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_SERVER_BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorReason.ERROR_REASON_RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorReason.ERROR_REASON_NEURON_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_NEURON_NOT_PENDING: grpc.StatusCode.FAILED_PRECONDITION,
     ErrorReason.ERROR_REASON_API_KEY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
@@ -470,6 +471,16 @@ def server_busy(retry_after: float) -> Refused:
     return Refused(
         ErrorReason.ERROR_REASON_SERVER_BUSY,
         "too many neurons come at once: come again after retry_delay",
+        retry_after=retry_after,
+    )
+
+
+def rate_limited(limit: str, retry_after: float) -> Refused:
+    """One caller calls more often than that limit, a setting, lets it."""
+    return Refused(
+        ErrorReason.ERROR_REASON_RATE_LIMITED,
+        f"this is more than FEDERATION_{limit} allows: come again after retry_delay",
+        metadata={"limit": limit},
         retry_after=retry_after,
     )
 

@@ -38,7 +38,7 @@ async def pull(
         errors.Refused: the neuron may hold no session, or another one began since its epoch.
     """
     neuron_id = identity.neuron_id
-    async with parts.database.begin() as connection:
+    async with parts.database.begin_for_neurons() as connection:
         raw = await driver(connection)
         lease = await leases.open_lease(
             raw,
@@ -101,7 +101,7 @@ async def report(
     update = convert_stream.command_update(request.update)
     item = DurableItem(neuron_id, epoch, request.spool_id, request.sequence, update)
     mark = await receipt.store(parts.writer, item, request.ByteSize())
-    async with parts.database.begin() as connection:
+    async with parts.database.begin_for_neurons() as connection:
         raw = await driver(connection)
         expire_time = await leases.renew(raw, neuron_id, epoch)
         cancels = await dispatch.claim_cancels(raw, neuron_id, epoch) if expire_time else []

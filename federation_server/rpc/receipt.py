@@ -78,6 +78,6 @@ class Receipt:
         except TimeoutError:
             raise errors.database_unavailable() from None
         except _Fenced:
-            async with self._database.begin() as connection:
+            async with self._database.begin_for_neurons() as connection:
                 refused = await turned_away(connection, self._identity, self._otherwise)
             raise refused from None

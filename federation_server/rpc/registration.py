@@ -70,6 +70,16 @@ class Registration:
         self._tokens = tokens
         self._mode = mode
 
+    def shows_own_token(self, request: pb.RegisterRequest, metadata: auth.Metadata | None) -> bool:
+        """Whether a call carries the token of the neuron that it registers, and its time is not
+        over, or may still be renewed. Costs the database nothing.
+        """
+        try:
+            own = self._tokens.verify(auth.neuron_token(metadata) or "", to_renew=True)
+        except errors.Refused:
+            return False
+        return own.neuron_id == request.description.neuron_id
+
     async def register(
         self, request: pb.RegisterRequest, metadata: auth.Metadata | None
     ) -> pb.RegisterResponse:
@@ -91,7 +101,7 @@ class Registration:
         if not request.enrollment_token and self._mode is EnrollmentMode.TOKEN:
             raise own
         # Another transaction: an enrollment token's row is always locked before a neuron's.
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             if request.enrollment_token:
                 admitted = await _enroll(connection, description, request)
             else:
@@ -107,7 +117,7 @@ class Registration:
             errors.Refused: the neuron was deactivated or deleted, or its token revoked, since it
                 called.
         """
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             standing = await store.lock_neuron(connection, neuron.neuron_id)
             if standing is None or standing.generation > neuron.generation:
                 raise errors.credential_invalid()
@@ -127,7 +137,7 @@ class Registration:
             errors.Refused: the neuron was deleted, or its token revoked, since it called.
         """
         neuron_id = neuron.neuron_id
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             standing = await store.lock_neuron(connection, neuron_id)
             if standing is None:
                 raise errors.credential_invalid()
@@ -148,7 +158,7 @@ class Registration:
     async def _renewed(
         self, description: NeuronDescription, identity: NeuronIdentity, request_id: str
     ) -> pb.RegisterResponse | None:
-        async with self._database.begin() as connection:
+        async with self._database.begin_for_neurons() as connection:
             admitted = await _renew(connection, description, identity)
             if admitted is None:
                 return None

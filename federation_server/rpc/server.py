@@ -48,6 +48,12 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Who connects and does not speak HTTP/2 (nor finishes a TLS handshake) is not waited for, nor
+    # is a connection kept on which nobody calls anything.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    # What one connection may have this process do at a time. Beyond it gRPC answers UNAVAILABLE.
+    ("grpc.max_concurrent_streams", 5_000),
     # Calls that wait for this process to take them. Beyond the first number gRPC drops some at
     # random (from 1,000 on unless it is set), with nothing but CANCELLED: a herd is for
     # `live/admission.py`, which says when to come again.

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import grpc
 import grpc.aio
 
 from federation.v1 import session_service_pb2 as pb
 from federation.v1 import session_service_pb2_grpc as pb_grpc
-from federation_server.rpc import auth, convert_stream, limits, pull
+from federation_server.domain.address import source_of
+from federation_server.live.admission import Entry
+from federation_server.live.rates import Limit
+from federation_server.rpc import auth, convert_stream, errors, limits, pull
 from federation_server.rpc.convert import from_timestamp, to_timestamp
 from federation_server.rpc.receipt import Receipt
 from federation_server.rpc.registration import Registration
 from federation_server.rpc.stream import NeuronStream, StreamParts
 from federation_server.store.ingest import DurableItem, HeartbeatItem
+
+FAILED_REGISTER_CALLS = 50
+"""As so many calls counts a Register whose credentials or neuron_id are not taken: an honest fleet
+registers at once and in thousands, but does not guess."""
+
+_NOT_LET_IN = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.ALREADY_EXISTS,
+    }
+)
 
 
 class SessionServicer(pb_grpc.SessionServiceServicer):
@@ -28,9 +44,24 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         context: grpc.aio.ServicerContext[pb.RegisterRequest, pb.RegisterResponse],
     ) -> pb.RegisterResponse:
         """See the contract."""
+        metadata = context.invocation_metadata()
+        address = source_of(context.peer())
+        if not self._registration.shows_own_token(request, metadata):
+            self._limit_register(address)
         limits.check(request)
-        with self._parts.admission.under_way():
-            return await self._registration.register(request, context.invocation_metadata())
+        if wait_s := self._parts.admission.admit(Entry.REGISTER):
+            raise errors.server_busy(wait_s)
+        try:
+            with self._parts.admission.under_way():
+                return await self._registration.register(request, metadata)
+        except errors.Refused as refused:
+            if refused.code in _NOT_LET_IN:
+                self._parts.rates.charge(Limit.REGISTER_RATE, address, FAILED_REGISTER_CALLS - 1)
+            raise
+
+    def _limit_register(self, address: str) -> None:
+        if wait_s := self._parts.rates.take(Limit.REGISTER_RATE, address):
+            raise errors.rate_limited(Limit.REGISTER_RATE, wait_s)
 
     async def RefreshToken(
         self,

@@ -33,6 +33,7 @@ from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
+from federation_server.live.rates import Rates
 from federation_server.live.session import Cancel, Refusal, Session, SessionEnd, Sessions, Settings
 from federation_server.live.writer import Writer
 from federation_server.rpc import convert_stream, errors, limits
@@ -53,6 +54,9 @@ FINAL_ACK_TIMEOUT_S = 10.0
 FAST_HEARTBEAT_PAUSE_S = 0.005
 """How long a neuron is not read that sends heartbeats faster than they are written, so that it does
 not take the others' time."""
+
+MESSAGES_BETWEEN_LOOKS = 100
+"""So many messages are read before the clock is looked at, which is too dear for each of them."""
 
 LAST_WORDS_TIMEOUT_S = 3.0
 """How long a session that is over waits for its neuron to read what is written to it."""
@@ -76,6 +80,9 @@ class StreamParts:
     dispatcher: Dispatcher
     metrics: Metrics
     admission: Admission
+    rates: Rates
+    message_rate: float
+    """How many messages a second are read of a stream."""
     pacing: Pacing
     settings: Settings
     """What neurons without a stream are told; with one it is `pacing`'s."""
@@ -113,7 +120,7 @@ class NeuronStream:
             # sends it again with the status, which fails, and the neuron waits for ever.
             await self._context.send_initial_metadata(())
             async with _while_it_reads(session):
-                await self._context.write(self._welcome(session, opened))
+                await self._write_one(session, self._welcome(session, opened))
                 for command_id, attempt in opened.astray:
                     session.send(Cancel(command_id, attempt, "nobody waits for it any more"))
                 parts.dispatcher.opened(session.neuron_id)
@@ -206,12 +213,18 @@ class NeuronStream:
         )
 
     async def _read(self, session: Session) -> None:
-        """Reads until the neuron closes its side, or the session ends."""
+        """Reads until the neuron closes its side, or the session ends; not faster than a neuron may
+        send. What is not read waits at the neuron, so that nothing of it is lost.
+        """
         read, take, room = self._context.read, self._take, self._parts.writer.room
+        rest_s = self._parts.rates.resting(self._parts.message_rate)
         while True:
             message: object = await read()
             if not isinstance(message, pb.NeuronMessage):  # EOF
                 return
+            session.heard += 1
+            if not session.heard % MESSAGES_BETWEEN_LOOKS:
+                await asyncio.sleep(rest_s(MESSAGES_BETWEEN_LOOKS))
             if take(session, message):
                 await asyncio.sleep(FAST_HEARTBEAT_PAUSE_S)
             if message.sequence:
@@ -283,10 +296,10 @@ class NeuronStream:
         acked = 0
         while True:
             for message in await session.outgoing():
-                await self._context.write(convert_stream.outgoing(message))
+                await self._write_one(session, convert_stream.outgoing(message))
             if session.ack_sequence > acked:
                 acked = session.ack_sequence
-                await self._context.write(pb.FederationMessage(ack_sequence=acked))
+                await self._write_one(session, pb.FederationMessage(ack_sequence=acked))
             if session.end is SessionEnd.DRAINING:
                 await asyncio.wait({reader}, timeout=HOME_TIMEOUT_S)
             if session.end is not None:
@@ -294,6 +307,13 @@ class NeuronStream:
             if reader.done():
                 await self._finish(session, reader, acked)
                 return
+
+    async def _write_one(self, session: Session, message: pb.FederationMessage) -> None:
+        """Writes a message, and notes that for `live/silence.py`: it waits while nobody reads."""
+        session.writing = True
+        await self._context.write(message)
+        session.writing = False
+        session.written += 1
 
     async def _finish(self, session: Session, reader: asyncio.Task[None], acked: int) -> None:
         """Waits for the last acknowledgement, so that the neuron need not send again."""
@@ -305,7 +325,7 @@ class NeuronStream:
         except TimeoutError:
             return
         if session.ack_sequence > acked:
-            await self._context.write(pb.FederationMessage(ack_sequence=session.ack_sequence))
+            await self._write_one(session, pb.FederationMessage(ack_sequence=session.ack_sequence))
 
     def _closed(self, session: Session) -> ClosedItem:
         if self._goodbye is not None:

@@ -178,7 +178,7 @@ class Tokens:
         try:
             return self._identity(token, to_renew=to_renew)
         except jwt.PyJWTError as error:
-            raise _refused(error) from None
+            raise _refused(error) from error
 
     async def identify(self, token: str, *, to_renew: bool = False) -> NeuronIdentity:
         """As `verify`, also by a key that this server has yet to learn of.
@@ -193,7 +193,7 @@ class Tokens:
                 raise errors.database_unavailable() from None
             return self.verify(token, to_renew=to_renew)
         except jwt.PyJWTError as error:
-            raise _refused(error) from None
+            raise _refused(error) from error
 
     def _identity(self, token: str, *, to_renew: bool) -> NeuronIdentity:
         claims = self._decode(token, self._lifetime.renewal if to_renew else timedelta())
@@ -233,6 +233,6 @@ class Tokens:
 def _refused(error: jwt.PyJWTError) -> errors.Refused:
     if isinstance(error, jwt.ExpiredSignatureError):
         return errors.credential_expired()
-    # The error's class says enough; its text may quote the token.
-    log.info("neuron token refused", action="token_refused", reason=type(error).__name__)
+    # Its class is logged where the call is refused, unless there are too many of them; its text may
+    # quote the token.
     return errors.credential_invalid()

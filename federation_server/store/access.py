@@ -7,7 +7,6 @@ kept as they are: who can read them can read all that they protect. What admins 
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -16,8 +15,21 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    and_,
+    any_,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server.domain.access import (
@@ -84,29 +96,31 @@ class SigningKey:
     secret: bytes
 
 
-async def find_api_key(connection: AsyncConnection, secret: str) -> FoundKey | None:
-    """The API key with that secret, also one from before it was rotated; None if there is none or
-    it was revoked.
+async def find_api_keys(
+    connection: AsyncConnection, secret_hashes: Sequence[bytes]
+) -> dict[bytes, FoundKey]:
+    """The API keys whose secrets have those hashes, also secrets from before a rotation; but for
+    keys that were revoked.
     """
-    wanted = secret_hash(secret)
+    wanted = any_(literal(secret_hashes, ARRAY(LargeBinary)))
+    key = (api_keys.c.api_key_id, api_keys.c.name, api_keys.c.role)
     expire_time = func.least(api_keys.c.expire_time, old_secrets.c.expire_time)
-    found = func.coalesce(old_secrets.c.secret_hash, api_keys.c.secret_hash)
-    query = _having(
-        wanted,
-        api_keys.c.api_key_id,
-        api_keys.c.name,
-        api_keys.c.role,
-        found.label("secret_hash"),
-        expire_time.label("expire_time"),
-        func.coalesce(expire_time <= func.now(), False).label("expired"),
-    )
-    rows = await connection.execute(
-        query.where(_has(wanted), api_keys.c.revoke_time.is_(None)),
-    )
-    row = rows.one_or_none()
-    if row is None or not hmac.compare_digest(row.secret_hash, wanted):
-        return None
-    return FoundKey(Admin(row.name, row.role, row.api_key_id), row.expire_time, row.expired)
+    both = union_all(
+        select(*key, api_keys.c.secret_hash, api_keys.c.expire_time).where(
+            api_keys.c.secret_hash == wanted, api_keys.c.revoke_time.is_(None)
+        ),
+        select(*key, old_secrets.c.secret_hash, expire_time)
+        .join_from(old_secrets, api_keys, old_secrets.c.api_key_id == api_keys.c.api_key_id)
+        .where(old_secrets.c.secret_hash == wanted, api_keys.c.revoke_time.is_(None)),
+    ).subquery()
+    expired = func.coalesce(both.c.expire_time <= func.now(), False).label("expired")
+    rows = await connection.execute(select(both, expired))
+    return {
+        bytes(row.secret_hash): FoundKey(
+            Admin(row.name, row.role, row.api_key_id), row.expire_time, row.expired
+        )
+        for row in rows
+    }
 
 
 def _having(wanted: bytes, *columns: ColumnElement[Any]) -> Select[Any]:

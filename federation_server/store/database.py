@@ -1,10 +1,13 @@
-"""The way to PostgreSQL: one pool for the admins' calls, and single connections for what runs.
+"""The way to PostgreSQL: a pool for the admins' calls, a smaller one for those of neurons, and
+single connections for what runs.
 
-`Database.begin()` gives a pooled SQLAlchemy connection inside a transaction; `Database.connect()`
+`Database.begin()` gives a pooled SQLAlchemy connection inside a transaction, and so does
+`begin_for_neurons()`: however many neurons register, no admin waits behind them.
+`Database.connect()`
 gives a psycopg connection of its own to the writer, the listener and the sweeper. Every way there
 is bounded in time, so that a database that is away shows as an error and never as a hang: who waits
 for a connection of its own does so within `bounded`, and once the lease has found that PostgreSQL
-is away (`lost`), the admins' calls fail at once until it answers again (`found`).
+is away (`lost`), calls fail at once until it answers again (`found`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from weakref import WeakSet
@@ -34,7 +37,11 @@ CONNECT_TIMEOUT_S = 5
 """How long a connection attempt, or the wait for a pooled connection, may take."""
 
 STATEMENT_TIMEOUT_MS = 30_000
-"""How long PostgreSQL may work on one statement of an admin's call."""
+"""How long PostgreSQL may work on one statement of a call."""
+
+NEURONS_POOL_SIZE = 5
+"""Registrations, and calls without a stream, take some milliseconds each: five at a time are more
+than one process has time for."""
 
 GRACE_S = 0.3
 """How much longer than its bound an answer may take that has perhaps come already."""
@@ -118,9 +125,16 @@ class Database:
             raise DatabaseUrlError(
                 "DATABASE_URL has an option behind its ? that PostgreSQL does not know"
             ) from None
-        self.engine: AsyncEngine = create_async_engine(
+        self._away = False
+        self._pooled: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
+        self._own: WeakSet[Connection] = WeakSet()
+        self.engine = self._pool(pool_size)
+        self._neurons = self._pool(NEURONS_POOL_SIZE)
+
+    def _pool(self, size: int) -> AsyncEngine:
+        engine = create_async_engine(
             self.url,
-            pool_size=pool_size,
+            pool_size=size,
             max_overflow=0,
             pool_timeout=CONNECT_TIMEOUT_S,
             pool_pre_ping=True,
@@ -137,10 +151,8 @@ class Database:
                 ),
             },
         )
-        self._away = False
-        self._pooled: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
-        self._own: WeakSet[Connection] = WeakSet()
-        event.listen(self.engine.sync_engine, "connect", self._pool_connected)
+        event.listen(engine.sync_engine, "connect", self._pool_connected)
+        return engine
 
     def _pool_connected(self, connection: Any, _: object) -> None:
         self._pooled.add(connection.driver_connection)
@@ -176,16 +188,23 @@ class Database:
         """The same place without the password, for people."""
         return self.url.set(drivername="postgresql").render_as_string(hide_password=True)
 
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
+    def begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A pooled connection in a transaction, committed at the end unless an error leaves it.
 
         Raises:
             DatabaseAway: PostgreSQL is `lost`.
         """
+        return self._begin(self.engine)
+
+    def begin_for_neurons(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """The same for a neuron's call, from a pool that only such calls use."""
+        return self._begin(self._neurons)
+
+    @asynccontextmanager
+    async def _begin(self, pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if self._away:
             raise DatabaseAway("PostgreSQL did not answer a moment ago")
-        async with self.engine.begin() as connection:
+        async with pool.begin() as connection:
             yield connection
 
     async def connect(self, name: str, *, shared: bool = False) -> Connection:
@@ -239,8 +258,9 @@ class Database:
             return
 
     async def close(self) -> None:
-        """Closes the pool."""
+        """Closes the pools."""
         await self.engine.dispose()
+        await self._neurons.dispose()
 
 
 class OwnConnection:

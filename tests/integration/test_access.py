@@ -36,7 +36,8 @@ async def seed(database: Database, configured: str | None = None) -> SeededKey:
 
 async def find(database: Database, secret: str) -> FoundKey | None:
     async with database.begin() as connection:
-        return await access.find_api_key(connection, secret)
+        digest = secret_hash(secret)
+        return (await access.find_api_keys(connection, [digest])).get(digest)
 
 
 async def change(database: Database, name: str, **values: Any) -> None:

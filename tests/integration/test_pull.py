@@ -433,6 +433,8 @@ async def beyond_the_gate(
         dispatcher=app.dispatcher,
         metrics=app.metrics,
         admission=app.admission,
+        rates=app.rates,
+        message_rate=1000.0,
         pacing=app.pacing,
         settings=app.session_settings,
         server_id=app.server_id,

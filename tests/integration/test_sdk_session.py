@@ -260,7 +260,7 @@ def test_a_neuron_that_is_asked_to_come_back_waits_as_long_as_asked(
 
 
 @pytest.mark.parametrize("call", ["refuse_register", "refuse_connect"])
-@pytest.mark.parametrize("reason", ["DATABASE_UNAVAILABLE", "SERVER_BUSY"])
+@pytest.mark.parametrize("reason", ["DATABASE_UNAVAILABLE", "SERVER_BUSY", "RATE_LIMITED"])
 def test_retry_info_is_obeyed(
     federation: FakeFederation, build: Start, start: Started, call: str, reason: str
 ) -> None:
@@ -273,8 +273,13 @@ def test_retry_info_is_obeyed(
     assert time.monotonic() - asked >= 0.4
 
 
+@pytest.mark.parametrize("reason", ["SERVER_BUSY", "RATE_LIMITED"])
 def test_a_neuron_whose_turn_has_not_come_keeps_its_connection(
-    federation: FakeFederation, build: Start, start: Started, monkeypatch: pytest.MonkeyPatch
+    federation: FakeFederation,
+    build: Start,
+    start: Started,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
 ) -> None:
     opened: list[object] = []
 
@@ -283,7 +288,7 @@ def test_a_neuron_whose_turn_has_not_come_keeps_its_connection(
         return open_channel(target, credentials)
 
     monkeypatch.setattr("neuron_sdk.session.open_channel", counting)
-    federation.refuse_connect = ("SERVER_BUSY", 0.05)
+    federation.refuse_connect = (reason, 0.05)
     start(build())
     federation.wait_for(lambda: len(federation.refused) >= 3)
     federation.refuse_connect = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import pkgutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +24,7 @@ from federation_server.domain.access import Role, TokenLifetime
 from federation_server.live.admission import Admission
 from federation_server.live.key_uses import KeyUses
 from federation_server.live.metrics import Metrics
+from federation_server.live.rates import Limit, Rates
 from federation_server.rpc import auth
 from federation_server.rpc.auth import Authentication
 from federation_server.rpc.error_mapping import ErrorMapping
@@ -176,16 +177,16 @@ def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
 
 
 @asynccontextmanager
-async def gate_of(database: Database) -> AsyncIterator[Gate]:
+async def gate_of(
+    database: Database, limits: Mapping[Limit, float] | None = None
+) -> AsyncIterator[Gate]:
     tokens = Tokens([SigningKey("k", b"k" * 32)], TokenLifetime())
     clock = Clock()
-    admission = Admission(Metrics(), rate=1000.0, burst=1000)
-    server = grpc.aio.server(
-        interceptors=[
-            ErrorMapping(),
-            Authentication(database, tokens, admission, KeyUses(database), clock=clock),
-        ]
-    )
+    metrics = Metrics()
+    admission = Admission(metrics, rate=1000.0, burst=1000)
+    rates = Rates(metrics, limits or dict.fromkeys(Limit, 1000.0), clock=clock)
+    gatekeeper = Authentication(database, tokens, admission, rates, KeyUses(database), clock=clock)
+    server = grpc.aio.server(interceptors=[ErrorMapping(), gatekeeper])
     server.add_generic_rpc_handlers((Handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

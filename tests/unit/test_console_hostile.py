@@ -38,7 +38,9 @@ def examples() -> list[str]:
         for command in getattr(group, "commands", {"": group}).values():
             match = re.search(r"Example:  federation (.*)", command.epilog or "")
             assert match is not None, command.name
-            found.append(match[1])
+            words = shlex.split(match[1])
+            end = words.index(">") if ">" in words else len(words)  # the shell's
+            found.append(shlex.join(words[:end]))
     return sorted(found)
 
 

@@ -50,6 +50,7 @@ ALL: list[Refused] = [
     errors.session_superseded("n-1"),
     errors.protocol_violation("the first message must be a Hello"),
     errors.server_busy(2.5),
+    errors.rate_limited("ADMIN_CALL_RATE", 2.5),
     errors.command_not_found("c-1"),
     errors.command_type_not_advertised("n-1", "run"),
     errors.command_ended("c", "FAILED"),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import grpc
+import grpc.aio
 import pytest
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
 from neuron_sdk.backoff import Backoff
+from neuron_sdk.channel import RpcFailure, read_failure
 from neuron_sdk.context import CommandContext, Progress
 from neuron_sdk.convert import report_message
 from neuron_sdk.intervals import Intervals, SessionIntervals
@@ -16,7 +21,7 @@ from neuron_sdk.lanes import Lane
 from neuron_sdk.metrics import Metrics
 from neuron_sdk.outcome import MAX_LOG_TAIL_BYTES
 from neuron_sdk.points import Point
-from neuron_sdk.recovery import recover
+from neuron_sdk.recovery import gives_turn, recover
 from neuron_sdk.relay import ProgressRelay
 from neuron_sdk.reports import Reports, make_event
 
@@ -171,14 +176,34 @@ def test_who_does_not_speak_the_contract_is_no_federation_and_is_tried_slowly(co
     assert "FEDERATION_URL" in plan.remedy
 
 
-def test_a_busy_federation_gives_turns() -> None:
+@pytest.mark.parametrize("reason", ["SERVER_BUSY", "RATE_LIMITED"])
+def test_a_busy_federation_gives_turns(reason: str) -> None:
+    assert gives_turn(reason)
+    assert not gives_turn("DATABASE_UNAVAILABLE")
     for registering in (True, False):
-        plan = recover(
-            "SERVER_BUSY", "RESOURCE_EXHAUSTED", enrollable=True, registering=registering
-        )
+        plan = recover(reason, "RESOURCE_EXHAUSTED", enrollable=True, registering=registering)
         assert plan.turn
         assert not plan.slow
         assert not plan.register_again
+
+
+def failure(**info: Any) -> RpcFailure:
+    """What the SDK makes of a RESOURCE_EXHAUSTED with that ErrorInfo."""
+    status = status_pb2.Status()
+    for detail in (ErrorInfo(domain="federation", **info), RetryInfo(retry_delay={"seconds": 3})):
+        status.details.add().Pack(detail)
+    trailers = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return read_failure(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers))
+
+
+def test_who_is_told_to_wait_for_bad_credentials_replaces_its_own() -> None:
+    told = failure(reason="RATE_LIMITED", metadata={"limit": "FAILED_CREDENTIAL_RATE"})
+    plan = recover(told.reason, told.code, enrollable=True, registering=False)
+    assert (plan.register_again, plan.turn, told.retry_after) == (True, False, 3.0)
+    told = failure(reason="RATE_LIMITED", metadata={"limit": "NEURON_CALL_RATE"})
+    plan = recover(told.reason, told.code, enrollable=True, registering=False)
+    assert (plan.register_again, plan.turn, told.retry_after) == (False, True, 3.0)
 
 
 def test_what_passes_by_itself_is_tried_soon() -> None:

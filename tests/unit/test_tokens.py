@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from federation_server.domain.access import TokenLifetime
 from federation_server.rpc import errors
+from federation_server.rpc.error_mapping import refusal
 from federation_server.rpc.tokens import LEEWAY, Tokens
 from federation_server.store.access import SigningKey
 
@@ -236,10 +237,13 @@ def test_garbage_is_invalid(tokens: Tokens, token: str) -> None:
     assert reason(tokens, token) == "CREDENTIAL_INVALID"
 
 
-def test_a_refused_token_is_logged_without_the_token(tokens: Tokens) -> None:
-    token = forged(key=b"x" * 32)
+def test_a_refused_token_is_logged_without_the_token_and_with_what_is_wrong_with_it(
+    tokens: Tokens,
+) -> None:
+    bad = forged(key=b"x" * 32)
+    with pytest.raises(errors.Refused) as caught:
+        tokens.verify(bad)
     with capture_logs() as logs:
-        reason(tokens, token)
-    assert [line["action"] for line in logs] == ["token_refused"]
-    assert logs[0]["reason"] == "InvalidSignatureError"
-    assert not any(part in str(logs) for part in token.split("."))
+        refusal(caught.value)
+    assert [line["cause"] for line in logs] == ["InvalidSignatureError"]
+    assert not any(part in str(logs) for part in bad.split("."))

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from itertools import count
 from multiprocessing import get_context
 
 import grpc
 import grpc.aio
 import psutil
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from federation.v1 import fleet_service_pb2, heartbeat_pb2
+from federation.v1 import fleet_service_pb2, heartbeat_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
+from federation_server.store.database import NEURONS_POOL_SIZE
 from tests.support.calls import shown
-from tests.support.faults import Postgres, is_online, issue, report
+from tests.support.faults import Postgres, calling, is_health, is_online, issue, report, serving
 from tests.support.federation import BareNeuron, Served, connected, running
 from tests.support.plain_neuron import now
+from tests.support.postgres import passable_folder
 from tests.support.processes import FederationProcess
 from tests.support.waiting import eventually
 
 FLOOD = 100_000
 CUTS = 2_000
 CALLS = 3_000
+PROMPT_S = 5.0
+"""Within what an operator is answered, on a machine that a flood has for itself else."""
+
+ALONE = [("grpc.use_local_subchannel_pool", 1)]
 
 
 def flood(address: str, token: str) -> None:
@@ -58,6 +66,115 @@ async def test_100_000_heartbeats_at_once_keep_nobody_else_waiting(
             flooding.kill()
             flooding.join()
     assert memory().rss - before < 64 * 1024 * 1024
+
+
+def storm(address: str, token: str) -> None:
+    """Guesses enrollment tokens, API keys and neuron tokens, and opens streams and leaves them, as
+    fast as it can, obeying nobody.
+    """
+
+    async def one(served: Served, number: int) -> None:
+        for turn in count():
+            name = f"storm-{number}-{turn}"
+            description = neuron_pb2.NeuronDescription(neuron_id=name, type="worker")
+            register = pb.RegisterRequest(description=description, enrollment_token=f"fet_{name}")
+            get = fleet_service_pb2.GetNeuronRequest(neuron_id=name)
+            stale = (("authorization", f"Bearer {token}x"),)
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await served.session.Register(register)
+            with suppress(grpc.aio.AioRpcError):
+                await served.fleet.GetNeuron(get, metadata=(("x-admin-key", f"fak_{name}"),))
+            with suppress(grpc.aio.AioRpcError):
+                await served.session.RefreshToken(pb.RefreshTokenRequest(), metadata=stale)
+            served.session.Connect(metadata=(("authorization", f"Bearer {token}"),))
+
+    async def rage() -> None:
+        async with AsyncExitStack() as stack:
+            channels = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(address, options=ALONE))
+                for _ in range(10)
+            ]
+            await asyncio.gather(
+                *(one(Served(address, channels[number % 10]), number) for number in range(100))
+            )
+
+    asyncio.run(rage())
+
+
+async def test_a_flood_of_neurons_and_guesses_keeps_no_operator_out(doomed: Postgres) -> None:
+    # As a server is by default: the other tests' one lets in whoever comes.
+    settings = {"FEDERATION_ADMISSION_RATE": "400", "FEDERATION_ADMISSION_BURST": "2000"}
+    with passable_folder() as folder, serving(doomed, folder, **settings) as server:
+        async with calling(server) as served, connected(served, "ordered") as ordered:
+            tokens = [await served.register(name) for name in ("stormer", "flooder")]
+            spawn = get_context("spawn").Process
+            processes = [
+                spawn(target=target, args=(server.address, token))
+                for target, token in zip((storm, flood), tokens, strict=True)
+            ]
+            for process in processes:
+                process.start()
+            try:
+                await eventually(
+                    lambda: '"rate_limited"' in server.output,
+                    within=30,
+                    describe="the storm has begun",
+                )
+                await eventually(lambda: is_online(served, "flooder"), describe="so has the flood")
+                for _ in range(20):
+                    async with asyncio.timeout(PROMPT_S):
+                        await shown(served, "ordered")
+                    async with asyncio.timeout(PROMPT_S):
+                        command = await issue(served, "ordered")
+                    async with asyncio.timeout(PROMPT_S):
+                        while not (message := await ordered.receive()).HasField("command"):
+                            pass  # an acknowledgement
+                        assert message.command.command_id == command.command_id
+                        assert await is_health(served, HealthCheckResponse.SERVING)
+                    await ordered.finish(message.command, "SUCCEEDED")
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.join()
+
+
+async def test_registrations_that_wait_in_the_database_keep_no_operator_waiting(
+    database_url: str,
+) -> None:
+    async with running(database_url) as federation:
+        await federation.register("n")
+        secret = await federation.enrollment_token()
+        async with await federation.app.database.connect("test") as connection:
+            await connection.execute(b"BEGIN")
+            await connection.execute(b"LOCK TABLE enrollment_tokens IN ACCESS EXCLUSIVE MODE")
+            registering = [
+                asyncio.ensure_future(
+                    federation.session.Register(
+                        pb.RegisterRequest(
+                            description=neuron_pb2.NeuronDescription(
+                                neuron_id=f"n{number}", type="worker"
+                            ),
+                            enrollment_token=secret,
+                        )
+                    )
+                )
+                for number in range(30)
+            ]
+
+            async def wait() -> bool:
+                await connection.execute(b"SELECT pg_stat_clear_snapshot()")
+                waiting = await connection.execute(
+                    b"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'federation'"
+                    b" AND datname = current_database() AND wait_event_type = 'Lock'"
+                )
+                return await waiting.fetchone() == (NEURONS_POOL_SIZE,)
+
+            await eventually(wait, describe="registrations have all the connections they may")
+            async with asyncio.timeout(PROMPT_S):
+                await shown(federation, "n")
+                await issue(federation, "n")
+            await connection.execute(b"COMMIT")
+        await asyncio.gather(*registering)
 
 
 async def test_a_neuron_that_never_reads_is_sent_home_all_the_same(database_url: str) -> None:

@@ -1,0 +1,109 @@
+"""How long a client may take: to send the request that it has announced, to read an answer.
+
+grpc waits for either for as long as the connection lives, and a client that answers pings keeps it
+alive for ever. Each such call holds memory, and anybody can make it, since a call is begun before
+it is known who calls. So here every call is read and written as a stream, which it is on the wire:
+that way what is waited for can be given up. `live/silence.py` does the same for neurons' streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+from federation_server.live.metrics import Metrics
+from federation_server.rpc import errors
+from federation_server.rpc.error_mapping import abort, refusal
+
+REQUEST_TIMEOUT_S = 10.0
+"""How long the one message of a call may take to come."""
+
+READ_TIMEOUT_S = 60.0
+"""How long a client may take to read one message of an answer."""
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Deadlines(grpc.aio.ServerInterceptor):
+    """Stands before all other interceptors. A method's handler is wrapped once and kept."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """Nothing is wrapped yet."""
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._unsent = metrics.streams_given_up.labels(cause="unsent")
+        self._unread = metrics.streams_given_up.labels(cause="unread")
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler, wrapped, unless its client streams: such a one reads by itself."""
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        known = self._wrapped.get(method)
+        if known is not None and known[0] is handler:
+            return known[1]
+        wrapped = self._wrap(handler, method)
+        self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
+        behavior: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        decode: Any = handler.request_deserializer
+        if decode is None:
+            return handler
+        if inspect.isasyncgenfunction(behavior):
+            answers: Callable[..., AsyncGenerator[Any, None]] = behavior
+        elif inspect.iscoroutinefunction(behavior) and not handler.response_streaming:
+            answers = _one(behavior)
+        else:
+            return handler  # not of this server's making: channelz, Health.Watch
+
+        async def handle(_: object, context: Context) -> None:
+            try:
+                request = decode(await self._request(context))
+                async with aclosing(answers(request, context)) as all_answers:
+                    async for answer in all_answers:
+                        await self._write(context, answer)
+            except errors.Refused as refused:
+                await abort(context, refusal(refused, method))
+
+        return grpc.stream_stream_rpc_method_handler(
+            handle, response_serializer=handler.response_serializer
+        )
+
+    async def _request(self, context: Context) -> bytes:
+        message: object = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                message = await context.read()
+        if isinstance(message, bytes):
+            return message
+        self._unsent.inc()
+        raise errors.protocol_violation(f"no request came within {REQUEST_TIMEOUT_S:g} s")
+
+    async def _write(self, context: Context, answer: Any) -> None:
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                await context.write(answer)
+        except TimeoutError:
+            self._unread.inc()
+            words = f"the answer was not read for {READ_TIMEOUT_S:g} s"
+            raise errors.protocol_violation(words) from None
+
+
+def _one(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., AsyncGenerator[Any, None]]:
+    async def answers(request: Any, context: Context) -> AsyncGenerator[Any, None]:
+        yield await behavior(request, context)
+
+    return answers
