@@ -104,6 +104,8 @@ class Deadlines(grpc.aio.ServerInterceptor):
 
 def _one(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., AsyncGenerator[Any, None]]:
     async def answers(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-        yield await behavior(request, context)
+        answer = await behavior(request, context)
+        if answer is not None:  # as from channelz, which then has set a code
+            yield answer
 
     return answers

@@ -133,6 +133,8 @@ async def create(connection: AsyncConnection, new: NewApiKey) -> CreatedKey:
     row = made.mappings().one_or_none()
     if row is not None:
         return CreatedKey(_key(row), secret, new.request_hash)
+    if new.request_id is None:
+        raise NameTaken
     before = await connection.execute(
         select(*_COLUMNS, api_keys.c.request_hash).where(
             api_keys.c.creator == new.creator, api_keys.c.request_id == new.request_id

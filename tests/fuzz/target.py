@@ -8,6 +8,7 @@ its database is there, and a call that lasts until its deadline.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -88,6 +89,10 @@ BASES: Mapping[str, Mapping[str, Any]] = {
     "QueryMetrics": {"name": "rows", **_TIMES},
     "ListHeartbeats": {"neuron_id": NEURON, **_TIMES},
     "CreateEnrollmentToken": {"ttl": "3600s", "max_uses": 3},
+    "CreateApiKey": {"name": "?", "role": "ROLE_VIEWER"},
+    "RotateApiKey": {"name": "?"},
+    "ExpireApiKey": {"name": "?", "expire_time": "2100-01-01T00:00:00Z"},
+    "RevokeApiKey": {"name": "?"},
 }
 """What the requests of some RPCs begin as; "?" stands for something known, and those of others
 have nothing but ids that exist.
@@ -178,6 +183,13 @@ class Target:
         if method.name == "ReportCommand":
             pulled = self._made("SessionService/PullCommands", instance_id="i", max_commands=100)
             self.known["epoch"] = [str(pulled.epoch)]
+        if method.name == "RejectNeuron":  # who does not take part
+            self._made("FleetService/DeactivateNeuron", neuron_id=NEURON)
+        if method.name.endswith("ApiKey"):
+            name = f"key-{uuid.uuid4().hex}"
+            self.known["name"] = [name, "rows", "ms"]
+            if method.name != "CreateApiKey":
+                self._made("AccessService/CreateApiKey", name=name, role="ROLE_VIEWER")
         request = GetMessageClass(method.input_type)()
         ParseDict(self._filled(BASES.get(method.name, {})), request)
         for field in request.DESCRIPTOR.fields:
@@ -277,7 +289,7 @@ class Target:
             case _:
                 return [("x-admin-key", ADMIN_KEY)]
 
-    def _made(self, name: str, **request: Any) -> Any:
+    def _made(self, name: str, /, **request: Any) -> Any:
         """The answer to a request that must succeed."""
         path = f"/federation.v1.{name}"
         method = next(each for each in methods() if path.endswith(f".{_name(each)}"))

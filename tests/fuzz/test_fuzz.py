@@ -12,7 +12,7 @@ import pytest
 
 from tests.fuzz.campaign import fuzz
 
-SECONDS = 40.0
+SECONDS = 25.0
 
 
 @pytest.mark.timeout(300)

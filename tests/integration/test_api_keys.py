@@ -161,6 +161,9 @@ async def test_a_name_is_given_once(federation: Federation) -> None:
     await make(federation, "ci", request_id="r")
     assert await refused(make(federation, "ci")) == taken
     assert await refused(make(federation, "ci", request_id="s")) == taken
+    for other in ("one", "two"):  # no request_id tells them apart
+        await make(federation, other)
+    assert await refused(make(federation, "one")) == taken
     await revoke(federation, "ci")
     assert await refused(make(federation, "ci")) == taken
 
