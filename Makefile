@@ -37,9 +37,9 @@ install: $(INSTALLED) ## make .venv with everything in it; quick when nothing ch
 run: install ## run a federation with a demo neuron (Ctrl-C stops it)
 	@exec $(BIN)/federation up $(ARGS)
 
-# Two files at a time: most tests wait for processes, and few for a processor.
+# Three files at a time: most tests wait for processes, and few for a processor.
 test: install ## run the tests
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 check: lint types proto-check breaking layers ## everything but the tests: style, types, contract, layers
 
