@@ -66,7 +66,11 @@ class Settings(BaseSettings):
     """What a server can be told. The defaults serve a first deployment on one host."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FEDERATION_", extra="ignore", populate_by_name=True, frozen=True
+        env_prefix="FEDERATION_",
+        env_ignore_empty=True,  # as if it were not set: a data folder "" would be the working one
+        extra="ignore",
+        populate_by_name=True,
+        frozen=True,
     )
 
     # where

@@ -75,6 +75,13 @@ def test_a_span_is_written_as_seconds_or_as_iso_8601(
     assert held.presence_patience.total_seconds() == seconds
 
 
+def test_a_setting_that_is_empty_is_as_if_it_were_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = settings.load()
+    for name in ("FEDERATION_DATA_DIR", "FEDERATION_PORT", "FEDERATION_HOST", "DATABASE_URL"):
+        monkeypatch.setenv(name, "")
+    assert settings.load() == default
+
+
 SECRET = "sw0rd-f1sh"
 
 URLS = {
