@@ -12,7 +12,6 @@ import structlog
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import access_service_pb2_grpc as pb_grpc
 from federation_server.domain.access import EnrollmentToken
-from federation_server.domain.violation import Violation
 from federation_server.rpc import approval, audit, auth, errors, limits
 from federation_server.rpc.api_keys import ApiKeys
 from federation_server.rpc.convert import optional_span, to_timestamp
@@ -169,10 +168,7 @@ class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
     ) -> pb.ListAuditEntriesResponse:
         """See the contract."""
         limits.check(request)
-        order_by = " ".join(request.order_by.split())
-        if order_by and order_by not in audit_log.ORDERS:
-            words = f"must be one of {', '.join(audit_log.ORDERS)}"
-            raise errors.invalid_fields([Violation("order_by", words)])
+        order_by = limits.order(request.order_by, audit_log.ORDERS)
         async with self._database.begin() as connection:
             entries, next_page_token = await audit_log.list_entries(
                 connection,

@@ -9,7 +9,7 @@ from federation_server.domain.access import approval_code, same_code
 from federation_server.domain.neuron import Lifecycle, Presence
 from federation_server.live.session import SessionEnd
 from federation_server.rpc import audit, auth, errors
-from federation_server.rpc.neuron_changes import SessionEnding, lock, shown
+from federation_server.rpc.neuron_changes import SessionEnding, lock, recorded, shown
 from federation_server.store import fleet, registration
 from federation_server.store.database import Database
 
@@ -32,10 +32,8 @@ async def approve(database: Database, request: pb.ApproveNeuronRequest) -> pb.Ap
             words = "has another approval_code: compare it with what the neuron logs"
             raise errors.neuron_not_pending(neuron_id, words)
         if standing.lifecycle is Lifecycle.PENDING:
-            before = await fleet.described(connection, neuron_id)
-            await fleet.activate(connection, neuron_id, standing, request.reason or "approved")
-            after = await fleet.described(connection, neuron_id)
-            await audit.record(connection, "neuron", neuron_id, before, after)
+            async with recorded(connection, neuron_id):
+                await fleet.activate(connection, neuron_id, standing, request.reason or "approved")
         neuron = await shown(connection, neuron_id)
     _log("neuron approved", "neuron_approved", neuron_id)
     return pb.ApproveNeuronResponse(neuron=neuron)
@@ -53,10 +51,8 @@ async def reject(database: Database, request: pb.RejectNeuronRequest) -> pb.Reje
         if standing.lifecycle is Lifecycle.ACTIVE:
             raise errors.neuron_not_pending(neuron_id, "is active: deactivate it")
         if standing.lifecycle is Lifecycle.PENDING:
-            before = await fleet.described(connection, neuron_id)
-            await registration.deregister(connection, neuron_id, request.reason or "rejected")
-            after = await fleet.described(connection, neuron_id)
-            await audit.record(connection, "neuron", neuron_id, before, after)
+            async with recorded(connection, neuron_id):
+                await registration.deregister(connection, neuron_id, request.reason or "rejected")
         neuron = await shown(connection, neuron_id)
     _log("neuron rejected", "neuron_rejected", neuron_id)
     return pb.RejectNeuronResponse(neuron=neuron)

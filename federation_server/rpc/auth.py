@@ -138,8 +138,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Asks `database` who a credential is, notes the use of API keys, and tells the witness who
-        was refused; `clock` is in
-        seconds.
+        was refused; `clock` is in seconds.
         """
         self._database = database
         self._witness = witness or Nobody()
@@ -171,6 +170,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             principal = await self._admit(method, handler_call_details.invocation_metadata)
             if isinstance(principal, Admin) and handler.response_streaming:
                 self._hold_stream(principal)
+                return self._key_watch.over(handler, method)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
             refused = refusal(error, method)
 
@@ -178,8 +178,6 @@ class Authentication(grpc.aio.ServerInterceptor):
                 return self._told(method, context, refused)
 
             return refusing(told, heard_s=heard_s)
-        if isinstance(principal, Admin) and handler.response_streaming:
-            return self._key_watch.over(handler, method)
         return handler
 
     def _told(

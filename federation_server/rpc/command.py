@@ -15,7 +15,6 @@ from federation_server.domain.audit import fit
 from federation_server.domain.command import CommandState
 from federation_server.domain.explain import explain
 from federation_server.domain.neuron import Json, Lifecycle
-from federation_server.domain.violation import Violation
 from federation_server.live.issuer import Issued, Request
 from federation_server.live.notifier import hint_dispatch
 from federation_server.live.watchers import WatchersClosed
@@ -75,10 +74,7 @@ class CommandServicer(CommandBatches, pb_grpc.CommandServiceServicer):
     ) -> pb.ListCommandsResponse:
         """See the contract."""
         limits.check(request)
-        order_by = " ".join(request.order_by.split())
-        if order_by and order_by not in ORDERS:
-            words = f"must be one of {', '.join(ORDERS)}"
-            raise errors.invalid_fields([Violation("order_by", words)])
+        order_by = limits.order(request.order_by, ORDERS)
         async with self._parts.database.begin() as connection:
             records, next_page_token = await list_commands(
                 connection,

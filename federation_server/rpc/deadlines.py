@@ -20,6 +20,7 @@ import grpc.aio
 from federation_server.live.metrics import Metrics
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import abort, refusal
+from federation_server.rpc.wrapping import Handler, WrappedOnce
 
 REQUEST_TIMEOUT_S = 10.0
 """How long the one message of a call may take to come."""
@@ -27,7 +28,6 @@ REQUEST_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 """How long a client may take to read one message of an answer."""
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -36,7 +36,7 @@ class Deadlines(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         """Nothing is wrapped yet."""
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._wrapped = WrappedOnce(self._wrap)
         self._unsent = metrics.streams_given_up.labels(cause="unsent")
         self._unread = metrics.streams_given_up.labels(cause="unread")
 
@@ -50,12 +50,7 @@ class Deadlines(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
-        wrapped = self._wrap(handler, method)
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
+        return self._wrapped.of(handler, method)
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         behavior: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary

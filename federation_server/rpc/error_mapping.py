@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import grpc.aio
 import psycopg
@@ -22,6 +22,7 @@ from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.filter import FilterError
 from federation_server.rpc import errors
 from federation_server.rpc.errors import Refused
+from federation_server.rpc.wrapping import Handler, WrappedOnce
 from federation_server.store.database import first_line
 from federation_server.store.paging import PageTokenInvalid
 
@@ -30,7 +31,6 @@ log = structlog.get_logger(__name__)
 LAST_WORDS_S = 5.0
 """How long the end of an RPC waits for its client to take it."""
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _TABLE: tuple[tuple[tuple[type[Exception], ...], Callable[[Exception], Refused], int], ...] = (
     # What is raised, what the client is told, and how loud the log is about it.
@@ -185,8 +185,8 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
 
     def __init__(self, witness: Witness | None = None) -> None:
         """Nothing is wrapped yet; the witness is told of each call."""
-        self._witness = witness or Nobody()
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        seen_by = witness or Nobody()
+        self._wrapped = WrappedOnce(lambda handler, method: _wrap(handler, method, seen_by))
 
     async def intercept_service(
         self,
@@ -202,12 +202,7 @@ class ErrorMapping(grpc.aio.ServerInterceptor):
             return refusing(lambda _: refused)
         if handler is None:  # no such RPC: grpc answers UNIMPLEMENTED
             return None
-        known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
-        wrapped = _wrap(handler, method, self._witness)
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
+        return self._wrapped.of(handler, method)
 
 
 def refusing(

@@ -9,7 +9,6 @@ from federation.v1 import fleet_service_pb2 as pb
 from federation.v1 import fleet_service_pb2_grpc as pb_grpc
 from federation.v1 import neuron_pb2
 from federation_server.domain.neuron import Lifecycle, NeuronDescription, Presence
-from federation_server.domain.violation import Violation
 from federation_server.live.session import SessionEnd
 from federation_server.rpc import audit, auth, errors, limits
 from federation_server.rpc.convert import optional_time
@@ -19,7 +18,7 @@ from federation_server.rpc.convert_neuron import (
     neuron_to_proto,
     overview_to_proto,
 )
-from federation_server.rpc.neuron_changes import SessionEnding, lock, shown
+from federation_server.rpc.neuron_changes import SessionEnding, lock, recorded, shown
 from federation_server.store import fleet, heartbeats, neuron_list, overview, registration
 from federation_server.store.database import Database
 from federation_server.store.registration import Standing
@@ -54,10 +53,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     ) -> pb.ListNeuronsResponse:
         """See the contract."""
         limits.check(request)
-        order_by = " ".join(request.order_by.split())
-        if order_by and order_by not in neuron_list.ORDERS:
-            words = f"must be one of {', '.join(neuron_list.ORDERS)}"
-            raise errors.invalid_fields([Violation("order_by", words)])
+        order_by = limits.order(request.order_by, neuron_list.ORDERS)
         async with self._database.begin() as connection:
             records, next_page_token = await neuron_list.list_neurons(
                 connection,
@@ -83,10 +79,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         description = _masked(request, setting)
         async with self._database.begin() as connection:
             await lock(connection, request.neuron_id)
-            before = await fleet.described(connection, request.neuron_id)
-            await fleet.override(connection, description, setting=setting, releasing=releasing)
-            after = await fleet.described(connection, request.neuron_id)
-            await audit.record(connection, "neuron", request.neuron_id, before, after)
+            async with recorded(connection, request.neuron_id):
+                await fleet.override(connection, description, setting=setting, releasing=releasing)
             neuron = await shown(connection, request.neuron_id)
         log.info(
             "neuron updated",
@@ -109,10 +103,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         async with self._database.begin() as connection:
             standing = await lock(connection, neuron_id)
             _refuse_pending(standing, neuron_id)
-            before = await fleet.described(connection, neuron_id)
-            ended = await fleet.deactivate(connection, neuron_id, standing, request.reason)
-            after = await fleet.described(connection, neuron_id)
-            await audit.record(connection, "neuron", neuron_id, before, after)
+            async with recorded(connection, neuron_id):
+                ended = await fleet.deactivate(connection, neuron_id, standing, request.reason)
             await self._ending.elsewhere(connection, neuron_id, ended, SessionEnd.DEACTIVATED)
             neuron = await shown(connection, neuron_id)
         self._ending.here(neuron_id, ended, SessionEnd.DEACTIVATED)
@@ -135,10 +127,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         async with self._database.begin() as connection:
             standing = await lock(connection, request.neuron_id)
             _refuse_pending(standing, request.neuron_id)
-            before = await fleet.described(connection, request.neuron_id)
-            await fleet.activate(connection, request.neuron_id, standing, request.reason)
-            after = await fleet.described(connection, request.neuron_id)
-            await audit.record(connection, "neuron", request.neuron_id, before, after)
+            async with recorded(connection, request.neuron_id):
+                await fleet.activate(connection, request.neuron_id, standing, request.reason)
             neuron = await shown(connection, request.neuron_id)
         log.info(
             "neuron activated",

@@ -16,7 +16,8 @@ import grpc
 import grpc.aio
 
 from federation_server.rpc import errors
-from federation_server.rpc.error_mapping import Handler, refusal
+from federation_server.rpc.error_mapping import refusal
+from federation_server.rpc.wrapping import Handler, WrappedOnce
 
 RETRY_S = 1.0
 """When a key is asked for again that could not be."""
@@ -33,23 +34,21 @@ class KeyWatch:
         good, or raises why it is not.
         """
         self._still_good = still_good
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._wrapped = WrappedOnce(self._wrap)
 
     def over(self, handler: Handler, method: str) -> Handler:
         """The handler, under watch. It takes one request and yields its responses."""
-        known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
+        return self._wrapped.of(handler, method)
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
         behavior = handler.unary_stream
         if not inspect.isasyncgenfunction(behavior):
             raise TypeError(f"{method} is no generator, and cannot be ended with its key")
-        wrapped = grpc.unary_stream_rpc_method_handler(
+        return grpc.unary_stream_rpc_method_handler(
             self._watched(behavior, method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
 
     def _watched(
         self, behavior: Callable[..., Any], method: str

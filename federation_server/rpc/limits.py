@@ -10,7 +10,7 @@ the servicers' own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,19 @@ def check(message: Message, prefix: str = "") -> None:
     found = violations(message, prefix)
     if found:
         raise errors.invalid_fields(found)
+
+
+def order(order_by: str, orders: Collection[str]) -> str:
+    """What a list is to be ordered by: one of `orders`, or empty for its own order.
+
+    Raises:
+        errors.Refused: INVALID_FIELD.
+    """
+    asked = " ".join(order_by.split())
+    if asked and asked not in orders:
+        words = f"must be one of {', '.join(orders)}"
+        raise errors.invalid_fields([Violation("order_by", words)])
+    return asked
 
 
 def violations(message: Message, prefix: str = "") -> list[Violation]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import neuron_pb2
 from federation_server.live.notifier import hint_end
 from federation_server.live.session import SessionEnd, Sessions
-from federation_server.rpc import errors
+from federation_server.rpc import audit, errors
 from federation_server.rpc.convert_heartbeat import heartbeat_to_proto
 from federation_server.rpc.convert_neuron import neuron_to_proto
-from federation_server.store import heartbeats, neurons, registration
+from federation_server.store import fleet, heartbeats, neurons, registration
 from federation_server.store.registration import EndedSession, Standing
 
 
@@ -56,6 +59,15 @@ async def lock(connection: AsyncConnection, neuron_id: str) -> Standing:
     if standing is None:
         raise errors.neuron_not_found(neuron_id)
     return standing
+
+
+@asynccontextmanager
+async def recorded(connection: AsyncConnection, neuron_id: str) -> AsyncIterator[None]:
+    """Puts into the audit log what the block changes of a locked neuron."""
+    before = await fleet.described(connection, neuron_id)
+    yield
+    after = await fleet.described(connection, neuron_id)
+    await audit.record(connection, "neuron", neuron_id, before, after)
 
 
 async def shown(connection: AsyncConnection, neuron_id: str) -> neuron_pb2.Neuron:
