@@ -159,11 +159,9 @@ async def list_keys(
         SortKey(api_keys.c.create_time, descending=True),
         SortKey(api_keys.c.name, descending=True),
     ]
-    query = asked.apply(select(*_COLUMNS), newest_first)
-    rows = (await connection.execute(query)).mappings().all()
-    shown = [_key(row) for row in rows[: asked.size]]
-    last = [shown[-1].create_time, shown[-1].name] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, select(*_COLUMNS), newest_first)
+    # `_mapping` is public, and has that name because a column may have any other.
+    return [_key(row._mapping) for row in rows], next_page_token  # noqa: SLF001
 
 
 async def lock(connection: AsyncConnection, name: str) -> ApiKey:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
 
 import orjson
 from sqlalchemy import select
@@ -90,7 +89,5 @@ async def list_entries(
     query = select(own.entry_time, own.entry_id, *(own[name] for name in _NAMES)).where(
         filters.condition(filter_text, FIELDS)
     )
-    rows: Sequence[Any] = (await connection.execute(asked.apply(query, keys))).all()
-    shown = [StoredEntry(row[0], row[1], Entry(*row[2:])) for row in rows[: asked.size]]
-    last = [shown[-1].entry_time, shown[-1].entry_id] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, query, keys)
+    return [StoredEntry(row[0], row[1], Entry(*row[2:])) for row in rows], next_page_token

@@ -181,11 +181,9 @@ async def list_tokens(
         SortKey(enrollment_tokens.c.create_time, descending=True),
         SortKey(enrollment_tokens.c.enrollment_token_id, descending=True),
     ]
-    query = asked.apply(select(*_COLUMNS), newest_first)
-    rows = (await connection.execute(query)).mappings().all()
-    shown = [_token(row) for row in rows[: asked.size]]
-    last = [shown[-1].create_time, shown[-1].enrollment_token_id] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, select(*_COLUMNS), newest_first)
+    # `_mapping` is public, and has that name because a column may have any other.
+    return [_token(row._mapping) for row in rows], next_page_token  # noqa: SLF001
 
 
 async def revoke(connection: AsyncConnection, enrollment_token_id: str) -> EnrollmentToken | None:

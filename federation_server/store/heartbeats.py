@@ -56,10 +56,8 @@ async def list_heartbeats(
         query = query.where(heartbeats.c.receive_time < end_time)
     asked = page(page_size, page_token, "heartbeats", neuron_id, str(start_time), str(end_time))
     newest_first = [SortKey(heartbeats.c.receive_time, descending=True)]
-    rows = (await connection.execute(asked.apply(query, newest_first))).all()
-    shown = [_stored(row) for row in rows[: asked.size]]
-    last = [shown[-1].receive_time] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, query, newest_first)
+    return [_stored(row) for row in rows], next_page_token
 
 
 def _stored(row: Row[Any]) -> StoredHeartbeat:

@@ -84,8 +84,6 @@ async def list_neurons(
     if name != "neuron_id":
         keys.append(SortKey(neurons.c.neuron_id))
     asked = page(page_size, page_token, "neurons", filter_text, order)
-    query = asked.apply(select_records().where(matching(filter_text)), keys)
-    rows = (await connection.execute(query)).all()
-    shown = rows[: asked.size]
-    last = [getattr(shown[-1], key.column.name) for key in keys] if shown else []
-    return [record(row) for row in shown], asked.next_token(rows, last)
+    query = select_records().where(matching(filter_text))
+    rows, next_page_token = await asked.read(connection, query, keys)
+    return [record(row) for row in rows], next_page_token

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Column, ColumnElement, Select, and_, literal, or_
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -55,6 +56,17 @@ class Page:
         if self.after is not None:
             query = query.where(_beyond(keys, self.after))
         return query.order_by(*order).limit(self.size + 1)
+
+    async def read(
+        self, connection: AsyncConnection, query: Select[Any], keys: Sequence[SortKey]
+    ) -> tuple[Sequence[Any], str]:
+        """The rows of this page, and the token of the next one, empty if there is none. The query
+        must select the keys' columns, by their names.
+        """
+        rows = (await connection.execute(self.apply(query, keys))).all()
+        shown = rows[: self.size]
+        last = [getattr(shown[-1], key.column.name) for key in keys] if shown else []
+        return shown, self.next_token(rows, last)
 
     def next_token(self, rows: Sequence[Any], values: Sequence[Any]) -> str:
         """The token of the page after `rows`, whose last shown row has those sort values; empty

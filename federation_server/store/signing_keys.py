@@ -41,10 +41,8 @@ async def list_keys(
         SortKey(signing_keys.c.create_time, descending=True),
         SortKey(signing_keys.c.kid, descending=True),
     ]
-    rows = (await connection.execute(asked.apply(select(*_COLUMNS), newest_first))).all()
-    shown = [ListedKey(*row) for row in rows[: asked.size]]
-    last = [shown[-1].create_time, shown[-1].kid] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, select(*_COLUMNS), newest_first)
+    return [ListedKey(*row) for row in rows], next_page_token
 
 
 async def rotate(connection: AsyncConnection, overlap: timedelta) -> ListedKey:

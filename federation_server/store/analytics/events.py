@@ -35,7 +35,5 @@ async def list_reported_events(
     ]
     asked = page(page_size, page_token, "reported_events", filter_text)
     query = select(*columns).where(filters.condition(filter_text, FIELDS))
-    rows = (await connection.execute(asked.apply(query, newest_first))).all()
-    shown = [StoredEvent(*row) for row in rows[: asked.size]]
-    last = [shown[-1].event_time, shown[-1].event_id] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, query, newest_first)
+    return [StoredEvent(*row) for row in rows], next_page_token

@@ -35,7 +35,5 @@ async def list_metric_names(
     )
     asked = page(page_size, page_token, "metric_names", prefix)
     keys = [SortKey(metrics.c.name), SortKey(metrics.c.kind)]
-    rows = (await connection.execute(asked.apply(select(metrics), keys))).all()
-    shown = [MetricName(*row) for row in rows[: asked.size]]
-    last = [shown[-1].name, shown[-1].kind] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, select(metrics), keys)
+    return [MetricName(*row) for row in rows], next_page_token

@@ -259,10 +259,8 @@ async def list_batches(
     own = command_batches.c
     keys = (SortKey(own.create_time, descending=True), SortKey(own.batch_id))
     asked = page(page_size, page_token, "command_batches")
-    rows = (await connection.execute(asked.apply(select(*_RECORD), keys))).all()
-    shown = [BatchRecord(*row) for row in rows[: asked.size]]
-    last = [shown[-1].create_time, shown[-1].batch_id] if shown else []
-    return shown, asked.next_token(rows, last)
+    rows, next_page_token = await asked.read(connection, select(*_RECORD), keys)
+    return [BatchRecord(*row) for row in rows], next_page_token
 
 
 async def cancel(

@@ -58,11 +58,8 @@ async def list_commands(
     keys = (SortKey(commands.c[name], descending), SortKey(commands.c.command_id))
     asked = page(page_size, page_token, "commands", filter_text, order_by)
     query = select(*RECORD_COLUMNS).where(filters.condition(filter_text, FIELDS))
-    rows = (await connection.execute(asked.apply(query, keys))).all()
-    shown = [_without_payloads(CommandRecord(*row)) for row in rows[: asked.size]]
-    last = shown[-1] if shown else None
-    token = asked.next_token(rows, [getattr(last, name), last.command_id]) if last else ""
-    return shown, token
+    rows, next_page_token = await asked.read(connection, query, keys)
+    return [_without_payloads(CommandRecord(*row)) for row in rows], next_page_token
 
 
 def _without_payloads(record: CommandRecord) -> CommandRecord:
