@@ -497,8 +497,10 @@ async def test_a_neuron_that_may_not_enroll_says_so_once_and_serves_until_its_to
         assert "ENROLLMENT_TOKEN" in line["problem"]
         assert line["retry_s"] >= 60
         assert (await neuron.process.health())[0] == 200
-        assert neuron.lines("workers") == ["started"]
+        # The control thread complains without waiting for the service's start.
+        await eventually(lambda: neuron.lines("workers"), describe="the worker runs")
         assert await neuron.process.stop() == 0
+        assert neuron.lines("workers") == ["started"]
         neuron.process.start(ENROLLMENT_TOKEN=await served.enrollment_token())
         await online(served, name)
         # Counted before anybody knew this neuron, and delivered all the same.
