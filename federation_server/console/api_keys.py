@@ -12,6 +12,7 @@ from federation.v1 import access_service_pb2 as pb
 from federation_server.console import values
 from federation_server.console.failure import Failure
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import Column
 from federation_server.console.wire import duration, timestamp
 from federation_server.console.wording import NOTHING, both, enum, moment, relative
@@ -88,19 +89,12 @@ def create(
 def list_keys(
     session: Session,
     *,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The keys, newest first, also those that no longer work."""
-    federation, out = session.federation, session.out
-    answer = federation.pages(
-        federation.access.ListApiKeys, pb.ListApiKeysRequest(), "api_keys", limit=limit
-    )
-    if out.json:
-        out.document(answer)
-    else:
-        out.table(COLUMNS, map(_row, answer.api_keys))
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    method, request = session.federation.access.ListApiKeys, pb.ListApiKeysRequest()
+    shown = Listing("api_keys", COLUMNS, _row)
+    shown.show(session, method, request, limit=limit, nothing="there is no key")
 
 
 @leaf(app, "rotate", example="api-key rotate ci --overlap 1h")

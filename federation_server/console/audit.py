@@ -10,6 +10,7 @@ import typer
 from federation.v1 import access_service_pb2 as pb
 from federation_server.console import values
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import Column, to_dict, to_json
 from federation_server.console.wording import NOTHING, absolute, clean
 
@@ -50,21 +51,14 @@ def list_entries(
     filter_text: Filter = "",
     *,
     since: Since = None,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The entries, newest first."""
-    federation, out = session.federation, session.out
+    method = session.federation.access.ListAuditEntries
     request = pb.ListAuditEntriesRequest(filter=_from(filter_text, since))
-    method = federation.access.ListAuditEntries
-    answer = federation.pages(method, request, "entries", limit=limit)
-    if out.json:
-        out.document(answer)
-    elif not answer.entries:
-        out.note("no entry matches" if request.filter else "there is no entry yet")
-    else:
-        out.table(COLUMNS, map(_row, answer.entries))
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    nothing = "no entry matches" if request.filter else "there is no entry yet"
+    shown = Listing("entries", COLUMNS, _row)
+    shown.show(session, method, request, limit=limit, nothing=nothing)
 
 
 @leaf(app, "export", example="audit export --since 30d 'outcome != OK' > refused.jsonl")

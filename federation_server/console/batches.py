@@ -10,6 +10,7 @@ from federation.v1 import command_service_pb2 as pb
 from federation_server.console import batch_progress, batch_view
 from federation_server.console.failure import EXIT_FAILED
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import to_dict
 
 app = noun("Orders to many neurons; `federation command batch` makes them.")
@@ -22,21 +23,13 @@ EXAMPLE_ID = "0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11"
 def list_batches(
     session: Session,
     *,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The batches, newest first."""
-    federation, out = session.federation, session.out
+    method = session.federation.commands.ListCommandBatches
     request = pb.ListCommandBatchesRequest()
-    method = federation.commands.ListCommandBatches
-    answer = federation.pages(method, request, "batches", limit=limit)
-    if out.json:
-        out.document(answer)
-    elif not answer.batches:
-        out.note("no batch has been issued yet")
-    else:
-        out.table(batch_view.COLUMNS, map(batch_view.row, answer.batches))
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    shown = Listing("batches", batch_view.COLUMNS, batch_view.row)
+    shown.show(session, method, request, limit=limit, nothing="no batch has been issued yet")
 
 
 @leaf(app, "show", example=f"batches show {EXAMPLE_ID}")

@@ -11,6 +11,7 @@ from federation.v1.command_pb2 import Command, CommandState
 from federation_server.console import batch_order, command_view, following
 from federation_server.console.failure import EXIT_INTERRUPTED
 from federation_server.console.leaf import Session, leaf, noun, report
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.order import (
     Parameters,
     RequestId,
@@ -218,20 +219,14 @@ def list_commands(
             show_default="create_time desc",
         ),
     ] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The commands, newest first."""
-    federation, out = session.federation, session.out
+    method = session.federation.commands.ListCommands
     request = pb.ListCommandsRequest(filter=filter_text, order_by=order_by)
-    answer = federation.pages(federation.commands.ListCommands, request, "commands", limit=limit)
-    if out.json:
-        out.document(answer)
-    elif not answer.commands:
-        out.note("no command matches" if filter_text else "no command has been issued yet")
-    else:
-        out.table(command_view.COLUMNS, map(command_view.row, answer.commands))
-        if answer.next_page_token:
-            out.note(f"the first {limit}; there are more (--limit)")
+    nothing = "no command matches" if filter_text else "no command has been issued yet"
+    shown = Listing("commands", command_view.COLUMNS, command_view.row)
+    shown.show(session, method, request, limit=limit, nothing=nothing)
 
 
 @leaf(app, "show", example="command show 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")

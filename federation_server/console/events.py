@@ -9,6 +9,7 @@ import typer
 from federation.v1 import analytics_service_pb2 as pb
 from federation.v1.report_pb2 import Severity
 from federation_server.console.leaf import Session, leaf
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import Column, struct_json
 from federation_server.console.wording import absolute, enum
 
@@ -33,21 +34,14 @@ def events(
             "--filter", help="Which events, by neuron_id, severity, type, message, event_time."
         ),
     ] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The events that neurons reported, newest first."""
-    federation, out = session.federation, session.out
+    method = session.federation.analytics.ListReportedEvents
     request = pb.ListReportedEventsRequest(filter=filter_text)
-    method = federation.analytics.ListReportedEvents
-    answer = federation.pages(method, request, "events", limit=limit)
-    if out.json:
-        out.document(answer)
-    elif not answer.events:
-        out.note("no event matches" if filter_text else "no event has been reported yet")
-    else:
-        out.table(COLUMNS, map(_row, answer.events))
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    nothing = "no event matches" if filter_text else "no event has been reported yet"
+    shown = Listing("events", COLUMNS, _row)
+    shown.show(session, method, request, limit=limit, nothing=nothing)
 
 
 def _row(stored: pb.StoredEvent) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from federation.v1 import fleet_service_pb2 as pb
 from federation.v1.neuron_pb2 import Neuron, NeuronDescription
 from federation_server.console import heartbeat_view, neuron_view, neuron_watch, values
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.wire import timestamp
 
 app = noun("See and steer neurons.")
@@ -45,20 +46,14 @@ def list_neurons(
     *,
     filter_text: Filter = "",
     order_by: OrderBy = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 0,
+    limit: Limit = 0,
 ) -> None:
     """The neurons, one a line."""
-    federation, out = session.federation, session.out
+    method = session.federation.fleet.ListNeurons
     request = pb.ListNeuronsRequest(filter=filter_text, order_by=order_by)
-    answer = federation.pages(federation.fleet.ListNeurons, request, "neurons", limit=limit)
-    if out.json:
-        out.document(answer)
-    elif not answer.neurons:
-        out.note("no neuron matches" if filter_text else "no neuron has registered yet")
-    else:
-        out.table(neuron_view.COLUMNS, map(neuron_view.row, answer.neurons))
-        if answer.next_page_token:
-            out.note(f"the first {limit}; there are more (--limit 0 shows all)")
+    nothing = "no neuron matches" if filter_text else "no neuron has registered yet"
+    shown = Listing("neurons", neuron_view.COLUMNS, neuron_view.row)
+    shown.show(session, method, request, limit=limit, nothing=nothing)
 
 
 @leaf(app, "show", example="neurons show python-processor-001")
@@ -215,23 +210,15 @@ def heartbeats(
         datetime | None,
         typer.Option(parser=values.past, metavar="SPAN|TIME", help="Before this."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 20,
+    limit: Limit = 20,
 ) -> None:
     """A neuron's heartbeats, newest first."""
-    federation, out = session.federation, session.out
+    method = session.federation.fleet.ListHeartbeats
     request = pb.ListHeartbeatsRequest(
         neuron_id=neuron, start_time=timestamp(since), end_time=timestamp(until)
     )
-    answer = federation.pages(federation.fleet.ListHeartbeats, request, "heartbeats", limit=limit)
-    if out.json:
-        out.document(answer)
-    elif not answer.heartbeats:
-        out.note("no heartbeat in that time")
-    else:
-        rows = map(heartbeat_view.row, answer.heartbeats)
-        out.table(heartbeat_view.COLUMNS, rows)
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    shown = Listing("heartbeats", heartbeat_view.COLUMNS, heartbeat_view.row)
+    shown.show(session, method, request, limit=limit, nothing="no heartbeat in that time")
 
 
 def _description(fields: dict[str, object]) -> NeuronDescription:

@@ -10,6 +10,7 @@ import typer
 from federation.v1 import access_service_pb2 as pb
 from federation_server.console import values
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import Column
 from federation_server.console.wire import duration
 from federation_server.console.wording import moment, relative
@@ -23,19 +24,12 @@ COLUMNS = (Column("KID"), Column("STATE"), Column("CREATED"), Column("RETIRES"))
 def list_keys(
     session: Session,
     *,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The keys, newest first, also those that have retired."""
-    federation, out = session.federation, session.out
-    answer = federation.pages(
-        federation.access.ListSigningKeys, pb.ListSigningKeysRequest(), "signing_keys", limit=limit
-    )
-    if out.json:
-        out.document(answer)
-    else:
-        out.table(COLUMNS, map(_row, answer.signing_keys))
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    method, request = session.federation.access.ListSigningKeys, pb.ListSigningKeysRequest()
+    shown = Listing("signing_keys", COLUMNS, _row)
+    shown.show(session, method, request, limit=limit, nothing="there is no key")
 
 
 @leaf(app, "rotate", example="keys rotate")

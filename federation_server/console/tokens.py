@@ -11,6 +11,7 @@ from federation.v1 import access_service_pb2 as pb
 from federation_server.console import values
 from federation_server.console.failure import Failure
 from federation_server.console.leaf import Session, leaf, noun
+from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import Column
 from federation_server.console.wire import duration
 from federation_server.console.wording import both, moment, pairs, relative
@@ -89,24 +90,13 @@ def create(
 def list_tokens(
     session: Session,
     *,
-    limit: Annotated[int, typer.Option(min=0, help="At most this many; 0: all.")] = 50,
+    limit: Limit = 50,
 ) -> None:
     """The tokens, newest first, also those that no longer work."""
-    federation, out = session.federation, session.out
-    answer = federation.pages(
-        federation.access.ListEnrollmentTokens,
-        pb.ListEnrollmentTokensRequest(),
-        "enrollment_tokens",
-        limit=limit,
-    )
-    if out.json:
-        out.document(answer)
-    elif not answer.enrollment_tokens:
-        out.note("there is no enrollment token")
-    else:
-        out.table(COLUMNS, map(_row, answer.enrollment_tokens))
-        if answer.next_page_token:
-            out.note(f"the newest {limit}; there are more (--limit)")
+    method = session.federation.access.ListEnrollmentTokens
+    request = pb.ListEnrollmentTokensRequest()
+    shown = Listing("enrollment_tokens", COLUMNS, _row)
+    shown.show(session, method, request, limit=limit, nothing="there is no enrollment token")
 
 
 @leaf(app, "revoke", example="token revoke 0198a3c2-6f1e-7c0d-9a51-3d2f6f0e9b11")
