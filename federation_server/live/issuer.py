@@ -3,38 +3,34 @@
     issue ─▶ who is it for, was it asked before ─▶ the caller's own judgement ─▶ insert ─▶ claim
         ─▶ commit ─▶ to the stream (live/dispatcher.py), and the answer to the caller
 
-A command alone is issued at once; under load those that come while a transaction is under way
-share the next one. What is for a neuron of this server is claimed in the same transaction.
+What is for a neuron of this server is claimed in the same transaction.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
-
-import psycopg
 
 from federation_server.domain.audit import Entry
 from federation_server.live.dispatcher import Dispatcher
+from federation_server.live.group_commit import Asked, GroupCommit
 from federation_server.live.metrics import Metrics
 from federation_server.live.notifier import send_hints
-from federation_server.store.database import Connection, Database, OwnConnection, bounded
+from federation_server.store.database import Connection, Database, OwnConnection
 from federation_server.store.ledger import issuing
 from federation_server.store.ledger.commands import CommandRecord, NewCommand, preview
 from federation_server.store.ledger.issuing import Known, Target
 from federation_server.store.pipeline import Pipeline, pipeline
 
 MOST_AT_ONCE = 200
-ISSUE_TIMEOUT_S = 10.0
 
 Issued: TypeAlias = CommandRecord | Known
 
 
 @dataclass(eq=False, slots=True)
-class Request:
+class Request(Asked[Issued]):
     """A command that somebody asks for."""
 
     neuron_id: str
@@ -46,17 +42,6 @@ class Request:
     entry: Entry
     """For the audit log, if the command is issued."""
     dry_run: bool = False
-    answer: asyncio.Future[Issued] = field(default_factory=asyncio.Future)
-
-    def fail(self, error: Exception) -> None:
-        """The answer is that error; for a caller who still waits."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-    def give(self, issued: Issued) -> None:
-        """The answer; for a caller who still waits."""
-        if not self.answer.done():
-            self.answer.set_result(issued)
 
 
 _Answer: TypeAlias = tuple[Request, Issued]
@@ -73,9 +58,12 @@ class Issuer:
         self._server_id = server_id
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._waiting: list[Request] = []
-        self._wake = asyncio.Event()
-        self._connection = OwnConnection(database, "issuer", shared=True)
+        connection = OwnConnection(database, "issuer", shared=True)
+        self._group = GroupCommit(connection, self._issue, most=MOST_AT_ONCE)
+
+    async def run(self) -> None:
+        """Issues until it is cancelled."""
+        await self._group.run()
 
     async def issue(self, request: Request) -> Issued:
         """Issues a command, unless its issuer has used the request_id before. A dry run's command
@@ -85,41 +73,8 @@ class Issuer:
             psycopg.Error: PostgreSQL does not answer; the command may have been issued.
             Exception: whatever `request.command` raised.
         """
-        self._waiting.append(request)
-        self._wake.set()
+        self._group.add(request)
         return await request.answer
-
-    async def run(self) -> None:
-        """Issues until it is cancelled."""
-        try:
-            while True:
-                await self._wake.wait()
-                requests = self._waiting[:MOST_AT_ONCE]
-                del self._waiting[:MOST_AT_ONCE]
-                if not self._waiting:
-                    self._wake.clear()
-                await self._handle(requests)
-        finally:
-            await self._connection.close()
-            for request in self._waiting:
-                request.answer.cancel()
-
-    async def _handle(self, requests: Sequence[Request]) -> None:
-        """Answers every request. What the database will not take fails for its caller alone."""
-        try:
-            connection = await self._connection.get()
-            with bounded(connection, ISSUE_TIMEOUT_S):
-                await self._issue(connection, requests)
-        except psycopg.DataError as error:
-            if len(requests) == 1:
-                requests[0].fail(error)
-                return
-            for request in requests:
-                await self._handle([request])
-        except psycopg.Error as error:
-            await self._connection.close()
-            for request in requests:
-                request.fail(error)
 
     async def _issue(self, connection: Connection, requests: Sequence[Request]) -> None:
         answers: list[_Answer] = []
