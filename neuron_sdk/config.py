@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from neuron_sdk.description import check_neuron_id, check_text, check_type
 from neuron_sdk.errors import ConfigError
-from neuron_sdk.tls import CA_FILE, CERT_FILE, KEY_FILE, TlsFiles
+from neuron_sdk.tls import CA_FILE, CERT_FILE, KEY_FILE, TlsFiles, is_loopback
 
 DEFAULT_PORT = 50051
 DEFAULT_REFUSAL_RETRY = 60.0
@@ -38,8 +38,8 @@ class NeuronConfig:
     """The kind of service. Environment: NEURON_TYPE. No default."""
     federation_url: str | None = None
     """"federations://host:port" (or grpcs://) for TLS, "federation://host:port" (or grpc://) for
-    plaintext. Without a scheme it is TLS if one of the following three files is given. Environment:
-    FEDERATION_URL. Default: localhost:50051."""
+    plaintext. Without a scheme it is TLS, but for loopback without one of the following three
+    files. Environment: FEDERATION_URL. Default: localhost:50051."""
     ca_file: Path | None = None
     """The CAs (PEM) that the federation's certificate may be from. Environment:
     FEDERATION_CA_FILE. Default: those that gRPC trusts by itself."""
@@ -217,7 +217,8 @@ def _tls(source: _Source, address: Address) -> TlsFiles | None:
         source.optional("client_cert_file", CERT_FILE, _read_path, None),
         source.optional("client_key_file", KEY_FILE, _read_path, None),
     )
-    if address.tls is False or (address.tls is None and files == TlsFiles()):
+    own_machine = files == TlsFiles() and is_loopback(address.target)
+    if address.tls is False or (address.tls is None and own_machine):
         return None
     files.check()
     return files

@@ -100,8 +100,9 @@ def is_loopback(target: str) -> bool:
 
 
 _MEANINGS = {
-    "WRONG_VERSION_NUMBER": "the federation speaks plaintext, and FEDERATION_URL says TLS: "
-    "write grpc:// in it, or set up TLS on the server",
+    "WRONG_VERSION_NUMBER": "the federation speaks plaintext, and FEDERATION_URL asks for TLS, "
+    "as an address without a scheme does beyond loopback: set up TLS on the server, or write "
+    "federation:// before the address",
     "certificate has expired": "the federation's certificate has expired: it must be renewed there",
     "certificate is not yet valid": "the federation's certificate is not valid yet: is the clock "
     "of this machine right?",

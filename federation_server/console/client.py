@@ -54,7 +54,7 @@ class Address:
     host: str
     port: int
     tls: bool | None = None
-    """What the scheme says; None without one: TLS if files for it are named, else plaintext."""
+    """What the scheme says; None without one."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -91,6 +91,12 @@ class Address:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    def uses_tls(self, trust: Trust) -> bool:
+        """Whether it is spoken to by TLS: without a scheme all is but loopback, and that too where
+        files for TLS are named.
+        """
+        return self.tls if self.tls is not None else trust.wanted or not self.loopback
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -163,7 +169,7 @@ class Federation:
     ) -> None:
         self.address = address
         self._trust = trust or Trust()
-        self._tls = self._trust.wanted if address.tls is None else address.tls
+        self._tls = address.uses_tls(self._trust)
         self.timeout = timeout
         self._key = key
 

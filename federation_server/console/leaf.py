@@ -44,7 +44,8 @@ Json = Annotated[
 Server = Annotated[
     str,
     typer.Option(
-        help="The federation's address; federations://HOST:PORT for TLS.",
+        help="The federation's address. Beyond loopback it is TLS, unless it begins with"
+        " federation://.",
         metavar="HOST:PORT",
         envvar="FEDERATION_SERVER",
         rich_help_panel=_PANEL,

@@ -136,7 +136,7 @@ def _without_reason(code: grpc.StatusCode, text: str, *, server: str, timeout: f
 
 _HANDSHAKE = {
     "WRONG_VERSION_NUMBER": "{server} speaks plaintext and not TLS: write federation://{server}"
-    " if that is what you want",
+    " if your key may travel readable to anybody on the way",
     "certificate has expired": "the certificate of {server} has expired:"
     " whoever runs the server must renew it",
     "certificate is not yet valid": "the certificate of {server} is not valid yet:"

@@ -213,7 +213,7 @@ async def test_a_neuron_on_tls_says_that_the_server_speaks_plaintext(
         running(place.database_url) as federation,
         place.neuron(federation, ca_file=place.pki.ca),
     ):
-        await said(caplog, "the federation speaks plaintext, and FEDERATION_URL says TLS")
+        await said(caplog, "the federation speaks plaintext, and FEDERATION_URL asks for")
 
 
 async def test_tokens_in_plaintext_beyond_this_machine_are_warned_of_once(

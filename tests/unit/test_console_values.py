@@ -17,6 +17,7 @@ from federation.v1.neuron_pb2 import Presence
 from federation_server.console import heartbeat_view, values, wording
 from federation_server.console.client import Address, find_key
 from federation_server.console.failure import EXIT_USAGE, Failure
+from federation_server.console.trust import Trust
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,26 @@ def test_data_that_cannot_be_sent_is_refused(source: str, why: str) -> None:
 def test_an_address_is_read(text: str, host: str, port: int, tls: bool | None) -> None:
     assert Address.parse(text) == Address(host, port, tls)
     assert Address.parse(str(Address(host, port))) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "alone", "with_a_ca"),
+    [
+        ("localhost", False, True),
+        ("127.0.0.1:1", False, True),
+        ("[::1]:1", False, True),
+        ("fed.example", True, True),
+        ("10.0.0.1", True, True),
+        ("federation://fed.example", False, False),
+        ("federations://localhost", True, True),
+    ],
+)
+def test_an_admins_key_travels_in_plaintext_on_loopback_or_where_the_scheme_says_so(
+    text: str, alone: bool, with_a_ca: bool
+) -> None:
+    address = Address.parse(text)
+    assert address.uses_tls(Trust()) is alone
+    assert address.uses_tls(Trust(ca_file="/ca.crt")) is with_a_ca
 
 
 @pytest.mark.parametrize(

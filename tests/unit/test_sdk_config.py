@@ -77,12 +77,13 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ("localhost:50051", "localhost:50051"),
         ("grpc://10.0.0.1:1", "10.0.0.1:1"),
         ("grpc://host:1/", "host:1"),
-        ("host", "host:50051"),
+        ("localhost", "localhost:50051"),
+        ("127.0.0.2:1", "127.0.0.2:1"),
         ("[::1]:50051", "[::1]:50051"),
         ("grpc://[::1]", "[::1]:50051"),
     ],
 )
-def test_an_address_may_leave_out_scheme_and_port(url: str, target: str) -> None:
+def test_plaintext_is_said_by_a_scheme_or_is_for_loopback(url: str, target: str) -> None:
     settings = resolve(NeuronConfig(), {**ID, "FEDERATION_URL": url})
     assert settings.target == target
     assert settings.tls is None
@@ -93,15 +94,20 @@ def test_an_address_may_leave_out_scheme_and_port(url: str, target: str) -> None
     [
         ("federations://fed.example:443", "fed.example:443"),
         ("grpcs://fed.example/", "fed.example:50051"),
+        ("federations://localhost", "localhost:50051"),
+        ("fed.example", "fed.example:50051"),
+        ("fed:1", "fed:1"),
+        ("10.0.0.1", "10.0.0.1:50051"),
+        ("[2001:db8::1]:1", "[2001:db8::1]:1"),
     ],
 )
-def test_a_scheme_with_an_s_is_tls(url: str, target: str) -> None:
+def test_a_scheme_with_an_s_is_tls_and_so_is_none_beyond_loopback(url: str, target: str) -> None:
     settings = resolve(NeuronConfig(), {**ID, "FEDERATION_URL": url})
     assert settings.target == target
     assert settings.tls == TlsFiles()
 
 
-def test_an_address_without_a_scheme_is_tls_where_a_ca_is_named(pki: Pki) -> None:
+def test_loopback_without_a_scheme_is_tls_where_a_ca_is_named(pki: Pki) -> None:
     environment = {**ID, **pki.client_environment(pki.client())}
     for url, tls in [("", True), ("fed:1", True), ("grpc://fed:1", False), ("grpcs://fed", True)]:
         settings = resolve(NeuronConfig(), {**environment, "FEDERATION_URL": url})
