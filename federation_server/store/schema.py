@@ -373,12 +373,13 @@ metric_minutes = _rollup("metric_minutes")
 metric_hours = _rollup("metric_hours")
 metric_days = _rollup("metric_days")
 
-# The buckets that have to be made anew, because points have come since; any may be named twice.
+# What has to be made anew, because points have come since; any may be named twice.
 stale_rollups = Table(
     "stale_rollups",
     metadata,
     Column("level", ROLLUP_LEVEL, nullable=False),
     Column("bucket_time", _TIME, nullable=False),
+    Column("neuron_id", Text),  # NULL: the rows of all neurons
 )
 
 # Up to when each level has been made.

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from federation_server.store.database import Database
 
-HEAD = "0016"
+HEAD = "0017"
 """The newest revision in `migrations/versions`; a test proves it. Revisions grow as texts do."""
 
 

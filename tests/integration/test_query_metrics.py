@@ -378,7 +378,8 @@ async def many_series(database: Database, noon: datetime, number: int) -> None:
             {"number": number, "noon": noon},
         )
         async with pipeline(await driver(connection)) as send:
-            rollups.mark(send, Level.MINUTE, [noon + minute * MINUTE for minute in range(3)])
+            marks = [rollups.Mark(noon + minute * MINUTE) for minute in range(3)]
+            rollups.mark(send, Level.MINUTE, marks)
 
 
 @pytest.mark.parametrize(("number", "truncated"), [(1000, False), (1001, True)])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
@@ -23,6 +24,7 @@ from federation_server.store import ingest, partitions
 from federation_server.store.analytics import rollups
 from federation_server.store.database import Connection, Database, current_time
 from federation_server.store.ingest import DurableItem
+from federation_server.store.pipeline import pipeline
 from tests.support.metrics import report, roll_up
 from tests.support.neurons import open_session, put_neuron
 from tests.support.waiting import eventually
@@ -53,6 +55,19 @@ async def rows(database: Database, table: str) -> list[Any]:
     query = f"SELECT bucket_time, count, sum, min, max FROM {table} ORDER BY bucket_time"  # noqa: S608
     async with database.begin() as connection:
         return [tuple(row) for row in await connection.execute(text(query))]
+
+
+async def versions(database: Database, table: str) -> dict[str, list[Any]]:
+    """Of each neuron: its rows' series, sum and version, which changes when a row is made anew."""
+    query = (
+        f"SELECT neuron_id, series_id, sum, r.xmin::text, r.ctid::text FROM {table} r"  # noqa: S608
+        " JOIN metric_series USING (series_id) ORDER BY series_id"
+    )
+    found: dict[str, list[Any]] = {}
+    async with database.begin() as connection:
+        for neuron_id, *row in await connection.execute(text(query)):
+            found.setdefault(neuron_id, []).append(tuple(row))
+    return found
 
 
 async def ago(database: Database, **span: int) -> datetime:
@@ -133,6 +148,54 @@ async def test_a_report_that_comes_days_late_ends_up_in_every_level(
     after = await rows(database, "metric_days")
     assert sum(row[2] for row in before) == 1.0
     assert sum(row[2] for row in after) == 2.0
+
+
+async def test_what_one_neuron_sends_late_makes_no_row_of_another_anew(
+    database: Database, connection: Connection
+) -> None:
+    hour = await ago(database, days=2)
+    one, other = {hour: 1.0}, {hour: 5.0}
+    both = Histogram([1.0], [0, 1], 2.0, 2.0, 2.0)
+    async with database.begin() as writing:
+        await put_neuron(writing, "worker-2")
+    await report(database, NEURON, "rows", MetricKind.COUNTER, one)
+    await report(database, NEURON, "ms", MetricKind.HISTOGRAM, {hour: both})
+    await report(database, "worker-2", "rows", MetricKind.COUNTER, other)
+    await report(database, "worker-2", "ms", MetricKind.HISTOGRAM, {hour: both})
+    await roll_up(database)
+    before = {table: await versions(database, table) for table in rollups.TABLES.values()}
+    epoch = (await open_session(database, NEURON)).epoch
+    async with database.begin() as reading:
+        age = await current_time(reading) - hour
+    await apply(connection, epoch, 1, age=age - timedelta(seconds=20))
+    assert await roll_up(database) == 3
+    for table, rows_before in before.items():
+        after = await versions(database, table)
+        assert after["worker-2"] == rows_before["worker-2"], table
+        assert [row[1] for row in rows_before[NEURON]] == [1.0, 2.0], table
+        assert [row[1] for row in after[NEURON]] == [2.0, 2.0], table
+
+
+@pytest.mark.parametrize("neurons", [rollups.MOST_NEURONS, rollups.MOST_NEURONS + 1])
+async def test_what_many_neurons_send_late_is_rolled_up_as_well(
+    database: Database, connection: Connection, neurons: int
+) -> None:
+    hour = await ago(database, days=2)
+    names = [f"late-{number}" for number in range(neurons)]
+    async with database.begin() as writing:
+        for name in names:
+            await put_neuron(writing, name)
+    await report(database, NEURON, "rows", MetricKind.COUNTER, {hour: 1.0})
+    await roll_up(database)
+    for name in names:
+        await report(database, name, "rows", MetricKind.COUNTER, {hour: 2.0})
+    async with pipeline(connection) as send:
+        send(b"DELETE FROM stale_rollups")
+        rollups.mark(send, Level.MINUTE, [rollups.Mark(hour, name) for name in names])
+    await roll_up(database)
+    for table in rollups.TABLES.values():
+        sums = [row[2] for row in await rows(database, table)]
+        assert sorted(sums) == [1.0] + [2.0] * neurons
 
 
 async def test_a_report_that_is_sent_twice_is_rolled_up_once(

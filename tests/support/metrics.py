@@ -64,7 +64,7 @@ async def report(
             row = {"series_id": series_ids[_bounds(value)], "point_time": time, **_columns(value)}
             await connection.execute(insert(metric_points).values(row))
         async with pipeline(await driver(connection)) as send:
-            rollups.mark(send, Level.MINUTE, points)
+            rollups.mark(send, Level.MINUTE, map(rollups.Mark, points))
 
 
 async def roll_up(database: Database, *, now: datetime | None = None) -> int:

@@ -69,16 +69,16 @@ async def _write_points(
     series = await _series(connection, reports)
     if not series:
         return
-    times = set()
+    marks = set()
     async with connection.cursor() as cursor, cursor.copy(_COPY_POINTS) as copy:
         for neuron_id, receive_time, report in reports:
             time = placed(receive_time, report.age, oldest=oldest)
-            times.add(time)
+            marks.add(rollups.Mark(time, neuron_id if report.age > rollups.LATE else ""))
             for point in report.points:
                 series_id = series[_key(neuron_id, point)]
                 await copy.write_row((series_id, time, *_values(point.value)))
     async with pipeline(connection) as send:
-        rollups.mark(send, Level.MINUTE, times)
+        rollups.mark(send, Level.MINUTE, marks)
 
 
 def _values(value: float | Histogram) -> tuple[object, ...]:

@@ -1,10 +1,13 @@
 """Points added up by minute, those by hour, and those by day.
 
-Whoever writes points leaves a mark for each minute that they fall into (`stale`), in the same
+Whoever writes points leaves a mark for each minute that they fall into (`mark`), in the same
 transaction. `roll_up` takes the marks of buckets that have ended, makes those buckets anew from the
 level below, and leaves marks for the level above. So a report that comes days late ends up in every
 level, and a crash at any point repeats nothing and loses nothing: what is made anew twice is the
 same. One server does this at a time (live/rollup.py).
+
+A mark is for all neurons, or for one: a neuron that was away for days and sends its spool has its
+own rows made anew, and not those of the whole fleet.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from typing import Any, NamedTuple
 
 from federation_server.domain.rollup import WIDTHS, Level, floor
 from federation_server.store import partitions
@@ -24,6 +27,16 @@ SETTLES_AFTER = timedelta(seconds=10)
 
 AT_A_TIME = {Level.MINUTE: 30, Level.HOUR: 6, Level.DAY: 1}
 """How many buckets one transaction makes."""
+
+LATE = timedelta(minutes=5)
+"""Points older than this when they come are marked by their neuron; for others, which come from all
+neurons at once, one mark for all is less work.
+"""
+
+MOST_NEURONS = 100
+"""A bucket with the marks of more, and of more than a tenth of the fleet, is made anew for all,
+which is less work then.
+"""
 
 STEP_TIMEOUT_S = 300.0
 """How long one of these transactions may take before its connection is given up."""
@@ -59,8 +72,8 @@ ROLLUPS = (
 TABLES = {rollup.level: rollup.table for rollup in ROLLUPS}
 
 _MARK = b"""
-INSERT INTO stale_rollups (level, bucket_time)
-SELECT $1::rollup_level, unnest($2::timestamptz[])
+INSERT INTO stale_rollups (level, bucket_time, neuron_id)
+SELECT $1::rollup_level, unnest($2::timestamptz[]), unnest($3::text[])
 """
 
 _STALE = b"""
@@ -70,7 +83,16 @@ ORDER BY bucket_time LIMIT $3::int8
 """
 
 _TAKE = b"""
-DELETE FROM stale_rollups WHERE level = $1::rollup_level AND bucket_time = ANY ($2::timestamptz[])
+WITH taken AS (
+    DELETE FROM stale_rollups
+    WHERE level = $1::rollup_level AND bucket_time = ANY ($2::timestamptz[])
+    RETURNING bucket_time, neuron_id
+)
+SELECT bucket_time,
+    CASE WHEN count(neuron_id) = count(*)
+          AND count(DISTINCT neuron_id) <= greatest($3::int8, (SELECT count(*) / 10 FROM neurons))
+         THEN array_agg(DISTINCT neuron_id) END
+FROM taken GROUP BY bucket_time
 """
 
 _UNTIL = b"UPDATE rollup_levels SET until_time = $2::timestamptz WHERE level = $1::rollup_level"
@@ -83,42 +105,67 @@ def _whole(count: str) -> str:
     return f"least({count}, {2**63 - 1})::int8"
 
 
-def _forget(rollup: _Rollup) -> bytes:
-    return f"DELETE FROM {rollup.table} WHERE bucket_time = ANY ($1::timestamptz[])".encode()
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """Which rows of a level are made anew."""
+
+    stale: str
+    """The buckets, as `b`, that the statements' parameters name."""
+    same_series: str
+    """What a row `r` of such a bucket must be besides."""
+
+    def forget(self, rollup: _Rollup) -> bytes:
+        """The statement that deletes them."""
+        return f"""
+        DELETE FROM {rollup.table} r USING {self.stale}
+        WHERE r.bucket_time = b.bucket_time {self.same_series}
+        """.encode()
+
+    def read(self, rollup: _Rollup, *, histograms: bool) -> str:
+        """The query for what they are made from."""
+        width = f"interval '{WIDTHS[rollup.level].total_seconds():.0f} s'"
+        return f"""
+            SELECT r.series_id, b.bucket_time, r.count, r.sum, r.min, r.max, r.bucket_counts
+            FROM {self.stale} JOIN {rollup.source} r
+                ON r.bucket_time >= b.bucket_time AND r.bucket_time < b.bucket_time + {width}
+                {self.same_series}
+            WHERE r.bucket_counts IS {"NOT NULL" if histograms else "NULL"}
+        """
 
 
-def _read(rollup: _Rollup, *, histograms: bool) -> str:
-    return f"""
-        SELECT s.series_id, b.bucket_time, s.count, s.sum, s.min, s.max, s.bucket_counts
-        FROM unnest($1::timestamptz[]) AS b (bucket_time)
-        JOIN {rollup.source} s ON s.bucket_time >= b.bucket_time
-            AND s.bucket_time < b.bucket_time + $2::interval
-        WHERE s.bucket_counts IS {"NOT NULL" if histograms else "NULL"}
-    """
+_OF_ALL = _Scope("unnest($1::timestamptz[]) AS b (bucket_time)", "")
+_OF_SOME = _Scope(
+    """(
+        SELECT bucket_time, series_id
+        FROM unnest($1::timestamptz[], $2::text[]) AS marked (bucket_time, neuron_id)
+        JOIN metric_series USING (neuron_id)
+    ) AS b""",
+    "AND r.series_id = b.series_id",
+)
 
 
 _INTO = "(series_id, bucket_time, count, sum, min, max, bucket_counts)"
 _SUM = f"sum(least(greatest(sum, -{LARGEST}), {LARGEST}))"
 
 
-def _add_numbers(rollup: _Rollup) -> bytes:
+def _add_numbers(rollup: _Rollup, scope: _Scope) -> bytes:
     return f"""
     INSERT INTO {rollup.table} {_INTO}
     SELECT series_id, bucket_time, {_whole("sum(count)")}, {_SUM}, min(min), max(max), NULL
-    FROM ({_read(rollup, histograms=False)}) AS numbers
+    FROM ({scope.read(rollup, histograms=False)}) AS numbers
     GROUP BY series_id, bucket_time
     """.encode()
 
 
-def _count_places(rollup: _Rollup) -> bytes:
+def _count_places(rollup: _Rollup, scope: _Scope) -> bytes:
     return f"""
-    SELECT max(cardinality(bucket_counts)) FROM ({_read(rollup, histograms=True)}) AS histograms
+    SELECT max(cardinality(bucket_counts))
+    FROM ({scope.read(rollup, histograms=True)}) AS histograms
     """.encode()
 
 
 # The extremes are known if every histogram that holds anything knows its.
-@cache
-def _add_histograms(rollup: _Rollup, places: int) -> bytes:
+def _add_histograms(rollup: _Rollup, scope: _Scope, places: int) -> bytes:
     counts = ", ".join(_whole(f"sum(bucket_counts[{place}])") for place in range(1, places + 1))
     return f"""
     INSERT INTO {rollup.table} {_INTO}
@@ -128,15 +175,9 @@ def _add_histograms(rollup: _Rollup, places: int) -> bytes:
         CASE WHEN bool_and(max IS NOT NULL) FILTER (WHERE count > 0)
              THEN max(max) FILTER (WHERE count > 0) END,
         (ARRAY[{counts}])[1 : max(cardinality(bucket_counts))]
-    FROM ({_read(rollup, histograms=True)}) AS histograms
+    FROM ({scope.read(rollup, histograms=True)}) AS histograms
     GROUP BY series_id, bucket_time
     """.encode()
-
-
-_STATEMENTS = {
-    rollup.level: (_forget(rollup), _add_numbers(rollup), _count_places(rollup))
-    for rollup in ROLLUPS
-}
 
 
 def round_places(places: int) -> int:
@@ -144,11 +185,20 @@ def round_places(places: int) -> int:
     return 1 << (places - 1).bit_length()
 
 
-def mark(send: Pipeline, level: Level, times: Iterable[datetime]) -> None:
-    """Says that the buckets of that level that those times are in have to be made anew."""
-    buckets = sorted({floor(time, WIDTHS[level]) for time in times})
-    if buckets:
-        send(_MARK, level, buckets)
+class Mark(NamedTuple):
+    """What is to be made anew: the bucket that a time is in, and whose rows of it."""
+
+    time: datetime
+    neuron_id: str = ""
+    """"" for those of all neurons."""
+
+
+def mark(send: Pipeline, level: Level, marks: Iterable[Mark]) -> None:
+    """Says what of that level has to be made anew."""
+    stale = sorted({Mark(floor(each.time, WIDTHS[level]), each.neuron_id) for each in marks})
+    if stale:
+        neurons = [each.neuron_id or None for each in stale]
+        send(_MARK, level, [each.time for each in stale], neurons)
 
 
 async def roll_up(connection: Connection, now: datetime) -> int:
@@ -179,18 +229,25 @@ async def _make(
 ) -> None:
     days = {bucket.date() for bucket in buckets}
     await partitions.ensure(connection, (rollup.table,), days)
-    forget, add_numbers, count_places = _STATEMENTS[rollup.level]
-    width = WIDTHS[rollup.level]
     async with pipeline(connection, transaction=True) as send:
         # The marks go first: what is marked from here on is seen by the next round.
-        send(_TAKE, rollup.level, buckets)
-        send(forget, buckets)
-        send(add_numbers, buckets, width)
-        ((places,),) = await send(count_places, buckets, width)
-        if places:
-            send(_add_histograms(rollup, round_places(places)), buckets, width)
+        taken = await send(_TAKE, rollup.level, buckets, MOST_NEURONS)
+        of_all = [Mark(bucket) for bucket, neurons in taken if neurons is None]
+        of_some = [Mark(bucket, each) for bucket, neurons in taken for each in neurons or ()]
+        if of_all:
+            await _make_anew(send, rollup, _OF_ALL, [each.time for each in of_all])
+        if of_some:
+            await _make_anew(send, rollup, _OF_SOME, *map(list, zip(*of_some, strict=True)))
         if above is not None:
-            mark(send, above, buckets)
+            mark(send, above, of_all + of_some)
+
+
+async def _make_anew(send: Pipeline, rollup: _Rollup, scope: _Scope, *stale: list[Any]) -> None:
+    send(scope.forget(rollup), *stale)
+    send(_add_numbers(rollup, scope), *stale)
+    ((places,),) = await send(_count_places(rollup, scope), *stale)
+    if places:
+        send(_add_histograms(rollup, scope, round_places(places)), *stale)
 
 
 async def rolled_up_until(connection: Connection) -> dict[Level, datetime | None]:
