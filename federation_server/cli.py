@@ -17,6 +17,7 @@ import typer
 
 from federation_server import __version__, logs
 from federation_server.console.app import register
+from federation_server.console.leaf import told
 from federation_server.settings import Settings, SettingsError, load, shown
 
 app = typer.Typer(
@@ -158,7 +159,9 @@ def _root(
 
 def main() -> None:
     """The console script."""
-    app()
+    with told() as end:
+        app()
+    sys.exit(end.exit_code)
 
 
 if __name__ == "__main__":

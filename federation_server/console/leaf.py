@@ -8,6 +8,7 @@ commands share stand in a dataclass: a parameter of that type takes them all.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import sys
@@ -21,6 +22,7 @@ from typer.core import TyperGroup
 
 from federation_server.console.failure import (
     EXIT_CODES,
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_PIPE,
     EXIT_USAGE,
@@ -70,6 +72,9 @@ Timeout = Annotated[
     ),
 ]
 
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What keeps output from being written, and nothing else here."""
+
 _SHARED: dict[str, tuple[Any, Any]] = {
     "json": (Json, False),
     "server": (Server, DEFAULT_SERVER),
@@ -111,13 +116,12 @@ def leaf(
                 options[group] = kind(
                     **{each.name: options.pop(each.name) for each in fields(kind)}
                 )
-            with _told() as told:
+            with told() as end:
                 session = _open(**shared)
                 with session.federation:
-                    told.exit_code = function(session, *args, **options) or 0
-                    sys.stdout.flush()
-            if told.exit_code:
-                raise typer.Exit(told.exit_code)
+                    end.exit_code = function(session, *args, **options) or 0
+            if end.exit_code:
+                raise typer.Exit(end.exit_code)
 
         _sign(command, function)
         epilog = f"Example:  federation {example}\n\n{EXIT_CODES}"
@@ -220,17 +224,24 @@ def _open(*, json: Any, server: Any, key: Any, timeout: Any) -> Session:
     return Session(Federation(Address.parse(server), find_key(key), timeout, trust), out)
 
 
-class _told:  # noqa: N801 - reads as a statement
+class told:  # noqa: N801 - reads as a statement
     """Turns what ends a command early into lines on stderr and an exit code."""
 
     exit_code = 0
 
-    def __enter__(self) -> _told:
+    def __enter__(self) -> told:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         del kind, trace
+        if error is None or isinstance(error, SystemExit):
+            try:
+                sys.stdout.flush()
+            except OSError as unwritten:
+                error = unwritten
         match error:
+            case None | SystemExit():
+                return False
             case Failure():
                 self.exit_code = error.exit_code
                 report(error)
@@ -238,14 +249,27 @@ class _told:  # noqa: N801 - reads as a statement
                 self.exit_code = EXIT_INTERRUPTED
             case BrokenPipeError():
                 self.exit_code = EXIT_PIPE
-                # The interpreter flushes stdout once more at its end; let it go nowhere.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _drop_output()
+            case OSError(filename=None) if error.errno in _UNWRITABLE:
+                self.exit_code = EXIT_FAILED
+                _drop_output()
+                _say(
+                    (
+                        f"the output cannot be written ({error.strerror})",
+                        "what was asked for may have been done all the same",
+                    )
+                )
             case UnicodeEncodeError():
                 self.exit_code = EXIT_USAGE
                 _say(("an argument is not valid UTF-8",))
             case _:
                 return False
         return True
+
+
+def _drop_output() -> None:
+    """Lets what is left of it go nowhere: the interpreter flushes stdout once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(failure: Failure) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -208,6 +209,26 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(federation: ScriptedFede
         assert child.stderr is not None
         assert child.stderr.read() == ""
         assert child.wait(20) == 141
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "neurons --help", "neurons list", "neurons list --json", "config show"]
+)
+def test_output_that_cannot_be_written_is_said_in_words(
+    federation: ScriptedFederation, tmp_path: Path, command: str
+) -> None:
+    """A limit of no bytes stands for the full disk."""
+    federation.answers["ListNeurons"] = fleet.ListNeuronsResponse(neurons=[neuron("n-1")])
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *PROGRAM, *command.split()]
+    with (tmp_path / "output").open("w") as file:
+        ended = subprocess.run(
+            limited, stdout=file, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "federation: the output cannot be written (File too large)\n"
+        "  what was asked for may have been done all the same\n"
+    )
 
 
 def test_a_watch_prints_changes_and_survives_a_restart(federation: ScriptedFederation) -> None:
