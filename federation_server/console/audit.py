@@ -19,10 +19,11 @@ app = noun("The audit log: who did what, and who tried to.")
 COLUMNS = (
     Column("TIME", folds=True),
     Column("ACTOR", folds=True),
-    Column("FROM", folds=True, spare=True),
-    Column("CALL", folds=True),
+    Column("PEER", folds=True, spare=True),
+    Column("METHOD", folds=True),
     Column("OBJECT", folds=True),
     Column("OUTCOME", folds=True),
+    Column("REASON", folds=True),
     Column("CHANGE", folds=True, spare=True),
 )
 LONGEST = 60
@@ -45,7 +46,7 @@ Since = Annotated[
 ]
 
 
-@leaf(app, "list", example="audit list 'method = \"*/DeleteNeuron\" AND outcome = OK' --since 7d")
+@leaf(app, "list", example="audit list 'method = DeleteNeuron AND outcome = OK' --since 7d")
 def list_entries(
     session: Session,
     filter_text: Filter = "",
@@ -92,7 +93,8 @@ def _row(entry: pb.AuditEntry) -> tuple[str, ...]:
         entry.peer or NOTHING,
         entry.method.rpartition("/")[2] or NOTHING,
         f"{entry.object_type} {entry.object_id or entry.neuron_id}".strip() or NOTHING,
-        (entry.reason or entry.outcome) + times,
+        entry.outcome + times,
+        entry.reason or NOTHING,
         _change(entry),
     )
 

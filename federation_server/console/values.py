@@ -69,7 +69,9 @@ def _moment(text: str) -> datetime:
             " nor a time like 2026-01-31T12:00:00Z"
         ) from None
     if at.tzinfo is None:
-        raise typer.BadParameter(f"{text!r} names no zone: end it with Z or with +01:00")
+        raise typer.BadParameter(
+            f"{text!r} names no zone: write {at.isoformat()}Z, or +01:00 in place of the Z"
+        )
     try:
         return at.astimezone(UTC)
     except OverflowError:
@@ -97,7 +99,7 @@ def fields(texts: Iterable[str]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: one has no "=", or a key comes twice.
     """
-    return {key: _value(value) for key, value in labels(texts).items()}
+    return {key: _value(key, value) for key, value in labels(texts).items()}
 
 
 def parameters(texts: Iterable[str], source: str | None) -> dict[str, Any]:
@@ -106,7 +108,8 @@ def parameters(texts: Iterable[str], source: str | None) -> dict[str, Any]:
     A dotted key nests: `retry.limit=3` is {"retry": {"limit": 3}}.
 
     Args:
-        texts: the pairs; a value is JSON if it can be read as such, else text.
+        texts: the pairs; a value is JSON if it can be read as such, else text. A whole number of
+            which digits would be lost is neither.
         source: JSON, "@" and a file's name, or "-" for stdin.
 
     Raises:
@@ -119,7 +122,7 @@ def parameters(texts: Iterable[str], source: str | None) -> dict[str, Any]:
         if key in given:
             raise typer.BadParameter(f"{key} is given twice")
         given.add(key)
-        _set(data, key, _value(value))
+        _set(data, key, _value(key, value))
     return data
 
 
@@ -143,9 +146,12 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     try:
         return _loads(text)
+    except _BeyondExact as error:
+        hint = f"; in a shell {key}='\"{text}\"'" if text == error.text else ""
+        raise typer.BadParameter(f"{key}: {error}{hint}") from None
     except (ValueError, RecursionError):
         return text
 
@@ -185,9 +191,17 @@ def _loads(text: str) -> Any:
     return json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_real)
 
 
+class _BeyondExact(ValueError):
+    """A whole number of which a Struct would lose digits."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f'{text[:40]} is beyond 2^53: write it as a string, "{text[:40]}"')
+        self.text = text
+
+
 def _integer(text: str) -> int:
     if len(text) > 17 or abs(int(text)) > _MAX_EXACT:
-        raise ValueError(f'{text[:40]} is beyond 2^53: write it as a string, "{text[:40]}"')
+        raise _BeyondExact(text)
     return int(text)
 
 

@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,7 +22,28 @@ from federation_server.domain.neuron import JsonObject
 STRANGER = "stranger"
 """The actor of a call whose credential names nobody."""
 
-OK = "OK"
+
+class Outcome(StrEnum):
+    """How a call ended: gRPC's codes."""
+
+    OK = "OK"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+    DATA_LOSS = "DATA_LOSS"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+
 
 MOST_BYTES = 2048
 """The size as JSON beyond which a value is left out and its size said."""
@@ -60,7 +82,7 @@ class Entry:
     neuron_id: str = ""
     before: JsonObject | None = None
     after: JsonObject | None = None
-    outcome: str = OK
+    outcome: str = Outcome.OK
     reason: str = ""
     count: int = 1
     request_id: str = ""

@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from federation_server.domain.audit import Entry
+from federation_server.domain.audit import Entry, Outcome
 from federation_server.store import filter as filters
 from federation_server.store.database import Connection, driver
 from federation_server.store.paging import SortKey, page
@@ -40,6 +40,8 @@ _INSERT = INSERT.format("%s").encode()
 FIELDS: filters.Fields = {
     "entry_time": filters.Time(audit_entries.c.entry_time),
     **{name: filters.Text(audit_entries.c[name]) for name in _NAMES if name not in _TYPES},
+    "method": filters.Text(audit_entries.c.method, is_path=True),
+    "outcome": filters.Choice(audit_entries.c.outcome, Outcome),
 }
 
 

@@ -37,6 +37,14 @@ class Text:
     """A text: = and != with `*` for any text at either end, and an order."""
 
     column: ColumnElement[Any]
+    is_path: bool = False
+    """Of a path a value without a slash means what is behind the last."""
+
+    def meant(self, value: str) -> ColumnElement[Any]:
+        """What is compared with that value."""
+        if self.is_path and "/" not in value:
+            return func.regexp_replace(self.column, "^.*/", "")
+        return self.column
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ def _restriction(restriction: Restriction, fields: Fields) -> ColumnElement[bool
         raise FilterError(f"{name} has no parts", restriction.position)
     match field:
         case Text():
-            return _text(field.column, restriction)
+            return _text(field.meant(restriction.value), restriction)
         case Number():
             # As a double, whatever the column is: PostgreSQL would round 2.5 for an integer's.
             return _compare(field.column, restriction, literal(_number(restriction), Double))

@@ -273,7 +273,9 @@ async def test_each_mutation_has_an_entry_when_it_succeeds_and_when_it_is_refuse
     kind: Any = federation.channel.unary_stream if streams else federation.channel.unary_unary
     call = kind(method)(b"", metadata=() if method == REGISTER else bearer(VIEWER))
     await refused(anext(aiter(call)) if streams else call)
-    entry = await one(federation, f'method = "{method}" AND outcome != OK')
+    for name in (method, method.rpartition("/")[2], f"*{method[-9:]}"):
+        entry = await one(federation, f'method = "{name}" AND outcome != OK')
+        assert entry.method == method
     assert entry.actor == ("stranger" if method == REGISTER else "admin:viewer")
     wanted = "INVALID_FIELD" if method == REGISTER else "ROLE_TOO_LOW"
     assert entry.reason == wanted
@@ -459,6 +461,17 @@ async def test_an_expired_key_is_named(federation: Federation) -> None:
     await refused(federation.fleet.GetNeuron(request, metadata=bearer(GONE)))
     entry = await one(federation, "reason = CREDENTIAL_EXPIRED")
     assert (entry.actor, entry.method) == ("admin:gone", "/federation.v1.FleetService/GetNeuron")
+
+
+async def test_a_reason_that_is_asked_for_as_an_outcome_is_refused_and_not_found_never(
+    federation: Federation,
+) -> None:
+    asked = pb.ListAuditEntriesRequest(filter="outcome = CREDENTIAL_INVALID")
+    call = federation.access.ListAuditEntries(asked, metadata=federation.admin)
+    with pytest.raises(
+        grpc.aio.AioRpcError, match=r"one of OK, .* UNAUTHENTICATED, not"
+    ):
+        await call
 
 
 async def test_a_refused_mutation_says_of_which_object(federation: Federation) -> None:

@@ -51,12 +51,13 @@ def test_the_table_says_who_did_what_and_how_it_ended(federation: ScriptedFedera
     )
     answer(federation, changed, refused)
     header, first, second = run("audit", "list").stdout.splitlines()
-    assert header.split() == ["TIME", "ACTOR", "FROM", "CALL", "OBJECT", "OUTCOME", "CHANGE"]
+    columns = "TIME ACTOR PEER METHOD OBJECT OUTCOME REASON CHANGE"
+    assert header.split() == columns.split()
     assert "admin:ops  10.0.0.7  DeactivateNeuron  neuron scraper-1  OK" in first
     assert "lifecycle ACTIVE → DEACTIVATED, lifecycle_reason it leaks sss" in first
     assert first.endswith("s…")
     assert "\x1b" not in first
-    assert "CREDENTIAL_INVALID, 4711 times" in second
+    assert "UNAUTHENTICATED, 4711 times  CREDENTIAL_INVALID" in second
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_what_is_no_moment_is_refused(text: str) -> None:
         (['text="10"', "list=[1,2]", 'map={"a":1}'], {"text": "10", "list": [1, 2]}),
         (["retry.limit=3", "retry.pause.s=0.5"], {"retry": {"limit": 3, "pause": {"s": 0.5}}}),
         (["url=http://x/?a=b", "empty="], {"url": "http://x/?a=b", "empty": ""}),
-        (["big=9007199254740993", "nan=NaN", "inf=1e999"], {"big": "9007199254740993"}),
+        (['id="9007199254740993"'], {"id": "9007199254740993"}),
         (["broken={", "deep=" + "[" * 100_000], {"broken": "{"}),
     ],
 )
@@ -66,8 +66,25 @@ def test_a_pair_is_json_where_it_can_be_and_text_elsewhere(
     assert {key: found[key] for key in data} == data
 
 
-def test_a_number_that_a_double_cannot_hold_stays_text() -> None:
+def test_a_number_that_is_none_stays_text() -> None:
     assert values.parameters(["nan=NaN", "inf=1e999"], None) == {"nan": "NaN", "inf": "1e999"}
+
+
+def test_a_whole_number_that_would_lose_digits_is_refused_with_what_to_write() -> None:
+    with pytest.raises(typer.BadParameter) as refused:
+        values.parameters(["id=9007199254740993"], None)
+    assert refused.value.message == (
+        'id: 9007199254740993 is beyond 2^53: write it as a string, "9007199254740993";'
+        " in a shell id='\"9007199254740993\"'"
+    )
+    with pytest.raises(typer.BadParameter, match="beyond 2"):
+        values.parameters(["ids=[9007199254740993]"], None)
+
+
+def test_a_time_without_a_zone_is_refused_with_one_that_has_it() -> None:
+    with pytest.raises(typer.BadParameter, match="write 2026-11-22T00:00:00Z"):
+        values.past("2026-11-22")
+    assert values.past("2026-11-22T00:00:00Z") == datetime(2026, 11, 22, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
