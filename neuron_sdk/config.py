@@ -108,6 +108,8 @@ class Settings:
     stop_grace: float
     refusal_retry: float
     spool_max_bytes: int
+    overruled: tuple[str, ...]
+    """The variables that say something else than the code, whose word counts."""
 
 
 # What the environment may say, and how it is read. Each reader takes the text and the variable.
@@ -158,6 +160,7 @@ def resolve(config: NeuronConfig, environment: Mapping[str, str] | None = None) 
         spool_max_bytes=source.optional(
             "spool_max_bytes", "SPOOL_MAX_BYTES", _integer(2**20, 2**40), 64 * 2**20
         ),
+        overruled=tuple(source.overruled),
     )
 
 
@@ -177,12 +180,15 @@ class _Source:
     def __init__(self, config: NeuronConfig, environment: Mapping[str, str]) -> None:
         self.config = config
         self.environment = environment
+        self.overruled: list[str] = []
 
     def optional(self, field: str, variable: str, read: _Reader, default: Any) -> Any:
         said = getattr(self.config, field)
-        if said is not None:
-            return read(said, field)
         text = self.environment.get(variable, "").strip()
+        if said is not None:
+            if text and text != str(said):
+                self.overruled.append(variable)
+            return read(said, field)
         return read(text, variable) if text else default
 
     def required(self, field: str, read: _Reader, example: str) -> str:

@@ -29,13 +29,12 @@ def _slow(remedy: str, *, register_again: bool = False) -> Recovery:
 
 _BY_REASON = {
     "NEURON_EXISTS": _slow(
-        "this NEURON_ID is taken: set another NEURON_ID, or bring back this neuron's STATE_DIR "
-        "with its token, or set an ENROLLMENT_TOKEN that allows re-enrollment",
+        "choose another (in the code, or NEURON_ID where that says none), or bring back this "
+        "neuron's STATE_DIR with its token, or set an ENROLLMENT_TOKEN that allows re-enrollment",
         register_again=True,
     ),
     "ENROLLMENT_REFUSED": _slow(
-        "this ENROLLMENT_TOKEN does not enroll this neuron (unknown, expired, used up, or for "
-        "another type, id or label): ask an admin for a new one",
+        "this ENROLLMENT_TOKEN is unknown, expired, used up, or for another type, id or label",
         register_again=True,
     ),
     "INVALID_FIELD": _slow(
@@ -46,9 +45,9 @@ _BY_REASON = {
         "set ENROLLMENT_TOKEN to a token that an admin has made", register_again=True
     ),
     "NEURON_PENDING": _slow("an admin must approve this neuron: `federation neurons approve`"),
-    "NEURON_DEACTIVATED": _slow("an admin has deactivated this neuron and must activate it again"),
+    "NEURON_DEACTIVATED": _slow("`federation neurons activate` does that"),
     "SESSION_SUPERSEDED": _slow(
-        "another process runs with the same NEURON_ID: give each one its own",
+        "another process runs with the same neuron_id: give each one its own",
     ),
     "PROTOCOL_VIOLATION": _slow("update the SDK: the server does not understand it"),
     "SERVER_BUSY": Recovery(turn=True),
@@ -56,8 +55,9 @@ _BY_REASON = {
 }
 # Enrolling anew at once would revoke the other one's token in turn, for ever.
 _REVOKED = _slow(
-    "this neuron's token was revoked, by an admin or because another process enrolled with the "
-    "same NEURON_ID: give each one its own",
+    "an admin has revoked this neuron's token or ended the key that signed it: set an "
+    "ENROLLMENT_TOKEN that allows re-enrollment; or another process has enrolled with the same "
+    "neuron_id: give each one its own",
     register_again=True,
 )
 _CREDENTIAL = frozenset({"CREDENTIAL_INVALID", "CREDENTIAL_EXPIRED", "NEURON_NOT_FOUND"})

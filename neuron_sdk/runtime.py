@@ -95,6 +95,12 @@ class Runtime:
         """Done when nothing runs any more."""
         self._work_done = asyncio.Event()
         self._hurried = False
+        if parts.settings.overruled:
+            _log.warning(
+                "the code says otherwise than these variables, and counts",
+                action="settings.overruled",
+                variables=list(parts.settings.overruled),
+            )
         self._state = StateDir(parts.settings.state_dir)
         try:
             self._instance_id = uuid.uuid4().hex

@@ -41,7 +41,8 @@ class StateDir:
                 ) from None
             raise StateDirInUse(
                 f"STATE_DIR {path} is in use by process {pid or '(unknown)'}: stop that neuron, "
-                "or give this one its own NEURON_ID or STATE_DIR"
+                "or give this one its own neuron_id (in its code, or NEURON_ID where that says "
+                "none) or STATE_DIR"
             ) from None
         try:
             os.truncate(self._handle, 0)

@@ -13,7 +13,7 @@ from federation_server.console.leaf import Session, leaf, noun
 from federation_server.console.listing import Limit, Listing
 from federation_server.console.render import Column
 from federation_server.console.wire import duration
-from federation_server.console.wording import moment, relative
+from federation_server.console.wording import coarse, moment, relative
 
 app = noun("The keys that sign neurons' tokens.")
 
@@ -46,15 +46,31 @@ def rotate(
             show_default="as long as a token is of use",
         ),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Makes a new key, which signs from now on. With the default overlap no neuron is refused."""
+    """Makes a new key, which signs from now on. With the default overlap no neuron is refused.
+
+    Asks first if the overlap is given: neurons whose tokens it ends too soon come back with an
+    enrollment token that allows re-enrollment, and not before.
+    """
     federation, out = session.federation, session.out
+    if overlap is not None and not yes and not typer.confirm(_question(overlap), err=True):
+        out.note("no key is made")
+        raise typer.Exit(1)
     request = pb.RotateSigningKeyRequest(overlap=duration(overlap))
     answer = federation.call(federation.access.RotateSigningKey, request)
     if out.json:
         out.document(answer.signing_key)
     else:
         out.line(f"{answer.signing_key.kid} signs from now on")
+
+
+def _question(overlap: timedelta) -> str:
+    until = f"in {coarse(overlap)}" if overlap else "now"
+    return (
+        f"End {until} every neuron's token that is not renewed by then? Such neurons have to enroll"
+        " again, with a token made with --allow-reenrollment."
+    )
 
 
 def _row(key: pb.SigningKey) -> tuple[str, ...]:

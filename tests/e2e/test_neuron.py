@@ -536,7 +536,8 @@ async def test_a_neuron_whose_id_is_taken_says_so_once_and_comes_when_it_gets_it
     epoch = (await shown(served, "busy")).session.epoch
     with service(folder, "busy", served.address, token) as neuron:
         (line,) = await eventually(neuron.process.complaints, describe="the complaint")
-        assert "set another NEURON_ID" in line["problem"]
+        assert "is taken" in line["problem"]
+        assert "choose another" in line["problem"]
         assert (await neuron.process.health())[0] == 200
         assert (await shown(served, "busy")).session.epoch == epoch
         assert await neuron.process.stop() == 0
@@ -556,7 +557,7 @@ async def test_two_processes_with_one_neuron_s_state_displace_each_other_no_fast
         shutil.copy(older.process.state_dir / "token", copy / "state" / "token")
         with service(copy, "twin", served.address, **QUICK_RETRY) as newer:
             (line,) = await eventually(older.process.complaints, describe="the older one's word")
-            assert "same NEURON_ID" in line["problem"]
+            assert "same neuron_id" in line["problem"]
             assert line["retry_s"] >= 60  # the server's word counts for more than REFUSAL_RETRY
             await online(served, "twin", epoch=2)
             assert len(older.process.logged("session.opened")) == 1
@@ -573,7 +574,7 @@ async def test_two_processes_that_enroll_with_one_id_displace_each_other_no_fast
         await online(served, "clone")
         with service(copy, "clone", served.address, token) as newer:
             (line, *_) = await eventually(older.process.complaints, describe="the older one's word")
-            assert "same NEURON_ID" in line["problem"]
+            assert "same neuron_id" in line["problem"]
             assert line["retry_s"] >= 60
             await online(served, "clone", epoch=2)
             assert len(older.process.logged("session.opened")) == 1

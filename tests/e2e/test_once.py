@@ -390,7 +390,7 @@ async def test_a_run_that_another_process_displaces_stops_its_commands_and_says_
     assert [each.command_id for each in newer.commands] == [command_id]
     assert await older.process.ended() == 1
     assert older.last_line.startswith("neuron: SESSION_SUPERSEDED")
-    assert "another process runs with the same NEURON_ID" in older.last_line
+    assert "another process runs with the same neuron_id" in older.last_line
     assert (await command(served, command_id)).state == State.COMMAND_STATE_RUNNING
     again = await served.session.PullCommands(request, metadata=token)
     assert again.epoch == newer.epoch, "the older one has not taken the session back"
@@ -416,7 +416,7 @@ async def test_a_refused_run_names_the_remedy_and_does_not_wait(cron: Made, serv
     )
     assert await barred.run() == 1
     assert barred.last_line.startswith("neuron: NEURON_DEACTIVATED")
-    assert "activate it again" in barred.last_line
+    assert "`federation neurons activate` does that" in barred.last_line
     assert "retry_s" not in stranger.process.output + barred.process.output
 
 

@@ -468,9 +468,7 @@ async def test_a_reason_that_is_asked_for_as_an_outcome_is_refused_and_not_found
 ) -> None:
     asked = pb.ListAuditEntriesRequest(filter="outcome = CREDENTIAL_INVALID")
     call = federation.access.ListAuditEntries(asked, metadata=federation.admin)
-    with pytest.raises(
-        grpc.aio.AioRpcError, match=r"one of OK, .* UNAUTHENTICATED, not"
-    ):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"one of OK, .* UNAUTHENTICATED, not"):
         await call
 
 

@@ -392,7 +392,7 @@ async def test_a_run_that_is_superseded_when_it_pulls_interrupts_what_runs_and_e
         return None
 
     bench.desk.give("hold")
-    assert "another process runs with the same NEURON_ID" in await bench.run(neuron)
+    assert "another process runs with the same neuron_id" in await bench.run(neuron)
     assert seen == ["another process of this neuron has begun"]
     assert [each.epoch for each in bench.desk.called("PullCommands")] == [0, 1]
     bench.desk.objection = lambda _: None

@@ -309,15 +309,15 @@ def test_a_superseded_session_waits_before_it_returns(
     federation.end_streams("SESSION_SUPERSEDED")
     federation.wait_connected(N, sessions=2)
     assert time.monotonic() - asked >= 0.2
-    assert "same NEURON_ID" in _problems(caplog)
+    assert "same neuron_id" in _problems(caplog)
 
 
 @pytest.mark.parametrize(
     ("reason", "remedy"),
     [
-        ("NEURON_EXISTS", "set another NEURON_ID"),
-        ("ENROLLMENT_REFUSED", "ask an admin"),
-        ("NEURON_DEACTIVATED", "must activate it"),
+        ("NEURON_EXISTS", "choose another (in the code, or NEURON_ID"),
+        ("ENROLLMENT_REFUSED", "this ENROLLMENT_TOKEN is unknown"),
+        ("NEURON_DEACTIVATED", "federation neurons activate"),
     ],
 )
 def test_a_refused_registration_says_the_remedy_and_is_tried_again(  # noqa: PLR0917 - fixtures

@@ -38,9 +38,9 @@ def federation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scri
         yield scripted
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments: str, typed: str = "") -> Result:
     """Runs a command in this process; stdout is no terminal."""
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(cli.app, arguments, input=typed)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert KEY not in result.output
     return result

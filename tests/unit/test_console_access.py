@@ -139,7 +139,7 @@ def test_signing_keys_are_listed_with_what_they_do(federation: ScriptedFederatio
     assert rows == [["c", "signs"], ["b", "verifies"], ["a", "retired"]]
 
 
-@pytest.mark.parametrize(("options", "overlap_s"), [([], None), (["--overlap", "0s"], 0)])
+@pytest.mark.parametrize(("options", "overlap_s"), [([], None), (["--overlap", "0s", "-y"], 0)])
 def test_signing_keys_rotate_with_the_overlap_that_is_asked_for(
     federation: ScriptedFederation, options: list[str], overlap_s: int | None
 ) -> None:
@@ -148,3 +148,13 @@ def test_signing_keys_rotate_with_the_overlap_that_is_asked_for(
     assert run("keys", "rotate", *options).stdout == "d signs from now on\n"
     [request] = federation.requests["RotateSigningKey"]
     assert (request.overlap.seconds if request.HasField("overlap") else None) == overlap_s
+
+
+def test_a_signing_key_ends_neurons_tokens_early_only_after_a_question(
+    federation: ScriptedFederation,
+) -> None:
+    refused = run("keys", "rotate", "--overlap", "2h", typed="n\n")
+    assert refused.exit_code == 1
+    assert "End in 2 h every neuron's token that is not renewed by then?" in refused.stderr
+    assert refused.stderr.endswith("no key is made\n")
+    assert "RotateSigningKey" not in federation.requests

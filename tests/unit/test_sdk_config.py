@@ -256,3 +256,11 @@ def test_checked_dependencies_are_part_of_the_description() -> None:
 def test_a_bad_dependency_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="interval"):
         Neuron("n-1", type="worker").dependency("redis", interval=-1)(lambda: True)
+
+
+def test_a_variable_that_the_code_overrules_is_named() -> None:
+    config = NeuronConfig(neuron_id="in-code", metrics_port=9000)
+    environment = {**ID, "NEURON_ID": "said-aloud", "METRICS_PORT": "9000", "ENROLLMENT_TOKEN": "t"}
+    settings = resolve(config, environment)
+    assert settings.neuron_id == "in-code"
+    assert settings.overruled == ("NEURON_ID",)

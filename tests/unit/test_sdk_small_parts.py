@@ -156,11 +156,11 @@ async def test_a_change_wakes_who_waits() -> None:
     ("reason", "remedy"),
     [
         ("NEURON_EXISTS", "NEURON_ID"),
-        ("ENROLLMENT_REFUSED", "ask an admin"),
+        ("ENROLLMENT_REFUSED", "this ENROLLMENT_TOKEN is unknown"),
         ("INVALID_FIELD", "correct the fields"),
         ("CREDENTIAL_MISSING", "ENROLLMENT_TOKEN"),
         ("NEURON_DEACTIVATED", "activate"),
-        ("SESSION_SUPERSEDED", "same NEURON_ID"),
+        ("SESSION_SUPERSEDED", "same neuron_id"),
     ],
 )
 def test_what_only_a_person_can_mend_is_tried_slowly_and_says_how(reason: str, remedy: str) -> None:
@@ -224,7 +224,7 @@ def test_a_token_that_was_revoked_is_replaced_slowly_because_its_new_owner_would
     plan = recover("CREDENTIAL_INVALID", "UNAUTHENTICATED", enrollable=True, registering=False)
     assert plan.slow
     assert plan.register_again
-    assert "same NEURON_ID" in plan.remedy
+    assert "same neuron_id" in plan.remedy
 
 
 # ---- context
