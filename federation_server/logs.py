@@ -7,7 +7,6 @@ written, and nothing in it begins a line of its own or acts on the terminal that
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from collections.abc import MutableMapping
@@ -16,23 +15,13 @@ from typing import Any
 import orjson
 import structlog
 
-from federation_server.domain.text import escape_json, escape_line
+from federation_server.domain.text import REDACTED, escape_json, escape_line, without_secrets
 
 Event = MutableMapping[str, Any]
 
 _SECRET_FIELDS = frozenset(
     {"token", "secret", "password", "authorization", "key", "api_key", "enrollment_token"}
 )
-
-_REDACTED = "[redacted]"
-
-_SECRETS = re.compile(
-    r"\b(?:fet|fak)_[\w-]{8,}"  # enrollment tokens and API keys that we have made
-    r"|\beyJ[\w-]+\.[\w-]*\.[\w-]*"  # neurons' tokens
-    r"|(?<=://)[^/\s]*:[^/\s]*@"  # name and password in a URL
-    r"|(?i:(?<=password=)|(?<=bearer ))(?:'(?:[^'\\]|\\.)*'|[^\s']+)"  # libpq, HTTP
-)
-"""What a secret looks like, wherever it stands."""
 
 
 def configure(level: str, *, json: bool) -> None:
@@ -91,18 +80,18 @@ class _Libraries(logging.Handler):
 
 def _redact(_logger: object, _method: str, event: Event) -> Event:
     for name, value in event.items():
-        event[name] = _REDACTED if name in _SECRET_FIELDS else _without_secrets(value)
+        event[name] = REDACTED if name in _SECRET_FIELDS else _redacted(value)
     return event
 
 
-def _without_secrets(value: Any) -> Any:
+def _redacted(value: Any) -> Any:
     match value:
         case str():
-            return _SECRETS.sub(_REDACTED, value)
+            return without_secrets(value)
         case dict():
-            return {key: _without_secrets(each) for key, each in value.items()}
+            return {key: _redacted(each) for key, each in value.items()}
         case list() | tuple():
-            return [_without_secrets(each) for each in value]
+            return [_redacted(each) for each in value]
     return value
 
 

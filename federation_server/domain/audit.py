@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import orjson
 
 from federation_server.domain.neuron import JsonObject
+from federation_server.domain.text import REDACTED, without_secrets
 
 STRANGER = "stranger"
 """The actor of a call whose credential names nobody."""
@@ -51,21 +52,12 @@ MOST_BYTES = 2048
 MOST_ID_LENGTH = 128
 """Ids that were refused may be of any length."""
 
-REDACTED = "[redacted]"
-
 _SECRET = re.compile(
     r"secret|passw|passphrase|authorization|credential|cookie|private_?key|api_?key|admin_?key"
     r"|(token|jwt|pwd)$",
     re.IGNORECASE,
 )
 """Keys of secrets."""
-
-_IN_TEXT = re.compile(
-    r"(?<![A-Za-z0-9])(?:fet|fak)_[\w-]{8,}"  # the federation's own
-    r"|(?<![\w-])eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"  # a JWT
-    r"|(?<=://)[^\s/@]*:[^\s/]*(?=@)"  # https://user:password@host
-)
-"""Secrets by their own looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +131,7 @@ def fit(values: Mapping[str, Any] | None) -> Any:
     """The values without secrets, each within its bound."""
     if values is None:
         return None
-    return {name: _bounded(_redacted(name, value)) for name, value in values.items()}
+    return {name: _redacted(name, _bounded(value)) for name, value in values.items()}
 
 
 def _bounded(value: Any) -> Any:
@@ -154,7 +146,7 @@ def _redacted(name: str, value: Any) -> Any:
         case list() | tuple():
             return [_redacted(name, each) for each in value]
         case str() if value:
-            return REDACTED if _SECRET.search(name) else _IN_TEXT.sub(REDACTED, value)
+            return REDACTED if _SECRET.search(name) else without_secrets(value)
     return value
 
 
