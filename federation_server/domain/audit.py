@@ -110,8 +110,8 @@ _NOT_COMMON = {"actor": STRANGER}
 def differences(
     before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
 ) -> tuple[JsonObject | None, JsonObject | None]:
-    """The fields that differ, before and after, fit for the log. None: there was no object, or
-    there is none any more. Two empty objects: nothing has changed.
+    """The fields that differ, before and after, fit for the log, where they may look the same.
+    None: there was no object, or there is none any more. Two empty objects: nothing has changed.
     """
     if before is None or after is None:
         return fit(_said(before)), fit(_said(after))
@@ -140,13 +140,15 @@ def _bounded(value: Any) -> Any:
 
 
 def _redacted(name: str, value: Any) -> Any:
+    if value and not isinstance(value, bool) and _SECRET.search(name):
+        return REDACTED
     match value:
         case Mapping():
             return {key: _redacted(key, each) for key, each in value.items()}
         case list() | tuple():
             return [_redacted(name, each) for each in value]
-        case str() if value:
-            return REDACTED if _SECRET.search(name) else without_secrets(value)
+        case str():
+            return without_secrets(value)
     return value
 
 

@@ -120,8 +120,8 @@ async def record(
     where no credential says so.
     """
     was, is_now = differences(before, after)
-    if was == is_now:
-        return
+    if was == {} == is_now:
+        return  # not where they only look the same: a secret, or a large value, that was changed
     made = entry(
         object_type,
         object_id,

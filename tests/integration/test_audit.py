@@ -322,6 +322,23 @@ async def test_an_update_is_told_by_the_fields_that_differ(federation: Federatio
     assert (entry.object_type, entry.object_id, entry.neuron_id) == ("neuron", "n1", "n1")
 
 
+@pytest.mark.parametrize("shown", ["db_password", "notes"])
+async def test_a_change_of_what_the_log_does_not_show_has_an_entry(
+    federation: Federation, shown: str
+) -> None:
+    """A secret, and a value too large: they look the same before and after."""
+    await federation.register("n1")
+    for letter in "abb":
+        request = fleet_service_pb2.UpdateNeuronRequest(
+            neuron_id="n1", update_mask=FieldMask(paths=["metadata"])
+        )
+        request.description.metadata.update({shown: letter * 3000})
+        await federation.fleet.UpdateNeuron(request, metadata=federation.admin)
+    _, second = await entries(federation, 'method = "*/UpdateNeuron"')
+    assert second.before == second.after
+    assert "metadata" in second.after
+
+
 async def test_what_changes_nothing_has_no_entry(federation: Federation) -> None:
     token = await federation.register("n1")
     for _ in range(2):

@@ -43,7 +43,13 @@ def test_a_change_is_told_by_what_differs_and_a_whole_object_by_what_it_has(
         ("enrollment_token_id", "k", "k"),
         ("password", "", ""),
         ("max_tokens", 7, 7),
-        ("metadata", {"secrets": ["a", {"b": "c"}]}, {"secrets": ["[redacted]", {"b": "c"}]}),
+        ("metadata", {"secrets": ["a", {"b": "c"}]}, {"secrets": "[redacted]"}),
+        ("metadata", {"credentials": {"db": "k"}}, {"credentials": "[redacted]"}),
+        (
+            "metadata",
+            {"password": 1234, "passwords": True},
+            {"password": "[redacted]", "passwords": True},
+        ),
         ("reason", "it leaked fet_0123456789 to all", "it leaked [redacted] to all"),
         ("note", "eyJhbGciOiJI.eyJzdWIiOi.c2ln", "[redacted]"),
         ("base_url", "https://me:pass@host/path", "https://[redacted]@host/path"),
@@ -52,6 +58,12 @@ def test_a_change_is_told_by_what_differs_and_a_whole_object_by_what_it_has(
 )
 def test_a_secret_is_known_by_its_key_or_its_looks(name: str, value: Any, shown: Any) -> None:
     assert differences({}, {name: value}) == ({}, {name: shown})
+
+
+@pytest.mark.parametrize(("name", "value"), [("password", "k"), ("note", "x" * 3000)])
+def test_a_change_that_the_log_does_not_show_is_one_all_the_same(name: str, value: str) -> None:
+    before, after = differences({name: value}, {name: value[:-1] + "y"})
+    assert before == after != {}
 
 
 def test_a_value_is_shown_up_to_its_bound_and_beyond_it_only_its_size() -> None:
