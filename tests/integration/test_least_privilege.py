@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
+from federation.v1 import report_pb2
 from federation_server.settings import Settings
 from federation_server.store import migrate, partitions
 from federation_server.up import migrate as federation_migrate
@@ -103,6 +104,34 @@ async def test_a_server_does_everything_on_a_role_that_owns_its_schema_alone(
             assert not left
     grave = [each for each in logged if each["log_level"] in {"warning", "error"}]
     assert grave == []
+
+
+async def test_what_a_superuser_has_made_is_handed_over_by_the_documentations_own_sql(
+    granted: Granted, postgres: Server
+) -> None:
+    of_superuser = postgres.url(granted.role)
+    await asyncio.to_thread(migrate.upgrade, of_superuser)
+    async with running(of_superuser) as federation:  # which makes partitions
+        await federation.enrollment_token()
+    (documented,) = re.findall(
+        r"```sql\n(ALTER SCHEMA public .*?)```", SECURITY.read_text(), re.DOTALL
+    )
+    own, *selects = documented.replace("federation", granted.role).split(";\n", 1)
+    with psycopg.connect(libpq(of_superuser), autocommit=True) as admin:
+        admin.execute(own.encode())
+        for select in "".join(selects).split("\\gexec")[:-1]:
+            for (statement,) in admin.execute(select.encode()).fetchall():
+                admin.execute(statement.encode())
+    foreign = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    assert granted.ask(f"{foreign} AND relowner <> current_user::regrole") == []
+    async with running(granted.url) as federation, connected(federation, "n") as neuron:
+        event = report_pb2.ReportedEvent(
+            event_time=now(), severity=report_pb2.SEVERITY_INFO, type="said"
+        )
+        said = report("n")
+        said.events.append(event)
+        await neuron.send(sequence=1, send_time=now(), analytics_report=said)
+        await neuron.acked(1)
 
 
 async def test_a_migration_role_that_may_not_act_as_the_servers_is_told_what_it_lacks(
