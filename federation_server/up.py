@@ -27,7 +27,7 @@ from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
 from federation_server.store import access, enrollment, schema_version
 from federation_server.store import migrate as schema
-from federation_server.store.database import Database, DatabaseUrlError, parse_url
+from federation_server.store.database import Database, DatabaseUrlError, role_of
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from federation_server.store.embedded.home import Account
 from federation_server.store.embedded.process import Child, Watch
@@ -157,7 +157,7 @@ async def _upgrade(settings: Settings, url: str) -> None:
     if migration_url is None:
         await asyncio.to_thread(schema.upgrade, url)
     else:
-        await asyncio.to_thread(schema.upgrade, migration_url, role=parse_url(url).username)
+        await asyncio.to_thread(schema.upgrade, migration_url, role=role_of(url))
 
 
 def _migration_url(settings: Settings) -> str | None:

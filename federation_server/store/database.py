@@ -25,7 +25,8 @@ from weakref import WeakSet
 import orjson
 import psycopg
 import structlog
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 from psycopg.types.json import set_json_dumps, set_json_loads
 from sqlalchemy import URL, event, func, make_url, select, text
 from sqlalchemy.exc import ArgumentError
@@ -107,6 +108,18 @@ def parse_url(given: str) -> URL:
     if not url.database:
         raise DatabaseUrlError(f"DATABASE_URL names no database: {remedy}")
     return url.set(drivername="postgresql+psycopg")
+
+
+def role_of(given: str) -> str:
+    """The role that a DATABASE_URL connects as. It may be named behind the ?, or by what libpq
+    itself reads, such as PGUSER.
+
+    Raises:
+        DatabaseUrlError: it is no URL of PostgreSQL.
+    """
+    named = conninfo_to_dict(Database(given).conninfo).get("user")
+    defaults = {each.keyword: each.val for each in Conninfo.get_defaults()}
+    return str(named or (defaults[b"user"] or b"").decode())
 
 
 class Database:

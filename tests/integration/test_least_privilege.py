@@ -6,7 +6,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,6 +26,12 @@ from tests.support.plain_neuron import now
 from tests.support.postgres import Server, libpq
 
 SECURITY = Path(__file__).resolve().parents[2] / "docs/security.md"
+
+
+OWNERS = """
+SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class
+WHERE relnamespace = 'public'::regnamespace
+"""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,7 @@ async def test_a_server_does_everything_on_a_role_that_owns_its_schema_alone(
     granted: Granted,
 ) -> None:
     await federation_migrate(settings(granted))
-    owners = granted.ask(
-        "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class"
-        " WHERE relnamespace = 'public'::regnamespace"
-    )
-    assert owners == [(granted.role,)]
+    assert granted.ask(OWNERS) == [(granted.role,)]
     with capture_logs() as logged:
         async with running(granted.url) as federation, connected(federation, "n") as neuron:
             await neuron.send(sequence=1, send_time=now(), analytics_report=report("n"))
@@ -132,6 +134,21 @@ async def test_what_a_superuser_has_made_is_handed_over_by_the_documentations_ow
         said.events.append(event)
         await neuron.send(sequence=1, send_time=now(), analytics_report=said)
         await neuron.acked(1)
+
+
+@pytest.mark.parametrize("named_by", ["the query", "PGUSER"])
+async def test_the_schema_is_the_servers_roles_wherever_that_one_is_named(
+    granted: Granted, named_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_url(granted.url)
+    if named_by == "PGUSER":
+        monkeypatch.setenv("PGUSER", granted.role)
+        bare = url.set(username="")
+    else:
+        bare = url.set(username="").update_query_dict({"user": granted.role})
+    elsewhere = bare.render_as_string(hide_password=False)
+    await federation_migrate(settings(replace(granted, url=elsewhere)))
+    assert granted.ask(OWNERS) == [(granted.role,)]
 
 
 async def test_a_migration_role_that_may_not_act_as_the_servers_is_told_what_it_lacks(
