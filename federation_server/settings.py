@@ -368,12 +368,12 @@ def shown(settings: Settings) -> list[Shown]:
 
 
 def mask_url(url: str) -> str:
-    """A URL without its password. Rather too much is masked than too little: a password that is
-    not written as a URL wants it may hold any character.
+    """A URL without its password. Rather too much is masked than too little: a name or a password
+    that is not written as a URL wants it may hold any character.
     """
     if not re.match(r"[\w+.-]+://", url):
         return MASK
-    url = re.sub(r"://([^:@/?]*):.*@", rf"://\1:{MASK}@", url, flags=re.DOTALL)
+    url = re.sub(r"://([^:]*):.*@", rf"://\1:{MASK}@", url, flags=re.DOTALL)
     return re.sub(r"(?i)(password=)[^&]*", rf"\1{MASK}", url)
 
 

@@ -87,6 +87,9 @@ SECRET = "sw0rd-f1sh"
 URLS = {
     "postgresql://fed:sw0rd-f1sh@db:5432/federation": "postgresql://fed:**********@db:5432/federation",
     "postgresql://fed:sw0rd-f1sh/@x:y@db/f": "postgresql://fed:**********@db/f",
+    "postgresql://fed@corp:sw0rd-f1sh@db/f": "postgresql://fed@corp:**********@db/f",
+    "postgresql://corp/fed:sw0rd-f1sh@db/f": "postgresql://corp/fed:**********@db/f",
+    "postgresql://fed@db:5432/f": "postgresql://fed@db:5432/f",
     "postgresql://:sw0rd-f1sh@db/f": "postgresql://:**********@db/f",
     "postgresql://fed@db/f?password=sw0rd-f1sh&x=1": "postgresql://fed@db/f?password=**********&x=1",
     "postgresql://fed@/f?host=/run/db": "postgresql://fed@/f?host=/run/db",
