@@ -183,6 +183,11 @@ def same_code(code: str, said: str) -> bool:
     return said.strip().replace("-", "").upper() == code.replace("-", "")
 
 
+def is_jwt(credential: str) -> bool:
+    """Whether it has a JWT's form, as neurons' tokens; anything else can only be an API key."""
+    return credential.startswith("eyJ") and credential.count(".") == 2
+
+
 def new_secret(prefix: str) -> str:
     """A fresh secret of 256 random bits."""
     return prefix + secrets.token_urlsafe(32)

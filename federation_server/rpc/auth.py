@@ -36,6 +36,7 @@ from federation_server.domain.access import (
     NeuronIdentity,
     Principal,
     Role,
+    is_jwt,
     secret_hash,
 )
 from federation_server.domain.address import source_of
@@ -102,7 +103,7 @@ def current_principal() -> Principal | None:
 def neuron_token(metadata: Metadata | None) -> str | None:
     """The neuron token that a call carries, good or not; None if it carries none."""
     credential = _credential(metadata)
-    return credential if credential is not None and _is_jwt(credential) else None
+    return credential if credential is not None and is_jwt(credential) else None
 
 
 def _credential(metadata: Metadata | None) -> str | None:
@@ -116,11 +117,6 @@ def _credential(metadata: Metadata | None) -> str | None:
     if "x-admin-key" in found:
         return found["x-admin-key"].strip()
     return "" if "authorization" in found else None
-
-
-def _is_jwt(credential: str) -> bool:
-    """Whether it has a JWT's form; anything else can only be an API key."""
-    return credential.startswith("eyJ") and credential.count(".") == 2
 
 
 class Authentication(grpc.aio.ServerInterceptor):
@@ -219,7 +215,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             raise errors.credential_missing()
         if not (credential and credential.isascii()):
             raise errors.credential_invalid()
-        if _is_jwt(credential):
+        if is_jwt(credential):
             identity = await self._tokens.identify(credential)
             _principal.set(identity)
             if caller is not Caller.NEURON:

@@ -36,6 +36,7 @@ from federation_server.domain.access import (
     API_KEY_PREFIX,
     Admin,
     Role,
+    is_jwt,
     new_secret,
     secret_hash,
 )
@@ -167,11 +168,17 @@ async def lock_api_keys(connection: AsyncConnection) -> None:
     await connection.execute(text("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE"))
 
 
-async def _configure(connection: AsyncConnection, secret: str) -> AdminKeySeed:
+async def _configure(connection: AsyncConnection, given: str) -> AdminKeySeed:
+    secret = given.strip()  # as whoever shows it, and whoever looks at what was shown
     if len(secret) < MIN_CONFIGURED_KEY_LENGTH or not (secret.isascii() and secret.isprintable()):
         raise AdminKeyUnusable(
             f"ADMIN_API_KEY must be {MIN_CONFIGURED_KEY_LENGTH} or more printable ASCII"
             " characters: try `openssl rand -hex 32`"
+        )
+    if is_jwt(secret):
+        raise AdminKeyUnusable(
+            "ADMIN_API_KEY has the form of a neuron's token, and would be taken for one: set"
+            " another one, try `openssl rand -hex 32`"
         )
     wanted = secret_hash(secret)
     expire_time = func.least(api_keys.c.expire_time, old_secrets.c.expire_time)

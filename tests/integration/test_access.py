@@ -129,6 +129,23 @@ async def test_a_restart_does_not_bring_a_spoiled_key_back(
         await seed(database, SECRET)
 
 
+@pytest.mark.parametrize("around", [" {}", "{} ", "{}\n", "\t{} \r\n"])
+async def test_an_admin_api_key_is_what_its_holder_can_show(
+    database: Database, around: str
+) -> None:
+    """A call's credential comes without the blanks around it."""
+    assert await seed(database, around.format(SECRET)) == SeededKey(AdminKeySeed.ADDED)
+    assert await find(database, SECRET) is not None
+    assert await seed(database, SECRET) == SeededKey(AdminKeySeed.KEPT)
+
+
+async def test_an_admin_api_key_that_would_be_taken_for_a_neurons_token_is_refused(
+    database: Database,
+) -> None:
+    with pytest.raises(AdminKeyUnusable, match="form of a neuron's token"):
+        await seed(database, "eyJhbGciOiJI.eyJzdWIiOi.c2ln")
+
+
 @pytest.mark.parametrize("weak", ["short", "sixteen letters\n", "sechzehn Zeichen ü"])
 async def test_an_admin_api_key_that_is_weak_or_cannot_travel_is_refused(
     database: Database, weak: str
