@@ -49,7 +49,11 @@ def moment(stamp: Timestamp) -> datetime | None:
     """The time in the local zone, or None if it is not set."""
     if not (stamp.seconds or stamp.nanos):
         return None
-    return stamp.ToDatetime(tzinfo=UTC).astimezone()
+    at = stamp.ToDatetime(tzinfo=UTC)
+    try:
+        return at.astimezone()
+    except OverflowError:  # the last day that there is, east of Greenwich
+        return at
 
 
 def absolute(stamp: Timestamp) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -106,6 +107,32 @@ def test_a_key_expires_at_a_time_or_after_a_span(federation: ScriptedFederation)
     after, fixed = federation.requests["ExpireApiKey"]
     assert abs(after.expire_time.seconds - at(days=7).seconds) < 60
     assert fixed.expire_time.ToDatetime() == datetime(2030, 1, 1)  # noqa: DTZ001 - protobuf's UTC
+
+
+@pytest.mark.parametrize(
+    ("expires", "said", "state"),
+    [("1970-01-01T00:00:00Z", "expired", "expired"), ("9999-12-31T23:59:59Z", "expires", "good")],
+)
+def test_a_key_that_expires_at_the_first_or_the_last_time_that_there_is_is_shown_so(
+    federation: ScriptedFederation,
+    expires: str,
+    said: str,
+    state: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        stamp = Timestamp()
+        stamp.FromJsonString(expires)
+        key = pb.ApiKey(name="ci", role=pb.ROLE_ADMIN, expire_time=stamp)
+        federation.answers["ExpireApiKey"] = pb.ExpireApiKeyResponse(api_key=key)
+        federation.answers["ListApiKeys"] = pb.ListApiKeysResponse(api_keys=[key])
+        assert run("api-key", "expire", "ci", expires).stdout.startswith(f"ci {said} ")
+        assert run("api-key", "list").stdout.splitlines()[1].split()[2] == state
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_the_last_admin_key_is_kept_with_a_word_on_what_to_do(
