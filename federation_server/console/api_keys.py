@@ -20,8 +20,11 @@ from federation_server.console.wording import NOTHING, both, enum, moment, relat
 
 app = noun("API keys, with which admins and programs call the federation.")
 
+CONFIGURED = "admin-env"
+"""The key of the servers' ADMIN_API_KEY."""
+
 KEPT_IN = {
-    "admin-env": "the servers' ADMIN_API_KEY, before their next start",
+    CONFIGURED: "the servers' ADMIN_API_KEY, before their next start",
     "admin": "the file admin.key of the data folder, if the old one is in it",
 }
 """Keys whose secrets are read from somewhere, and from where."""
@@ -148,6 +151,7 @@ def expire(
         out.document(answer.api_key)
     else:
         out.line(f"{name} {_end(answer.api_key)}")
+        _warn_of_restart(session, name, "from then on ")
 
 
 @leaf(app, "revoke", example="api-key revoke ci")
@@ -161,6 +165,15 @@ def revoke(session: Session, name: Name) -> None:
         used = answer.api_key.last_use_time
         said = f"last used {relative(used)}" if moment(used) else "never used"
         out.line(f"{name} is revoked; it was {said}")
+        _warn_of_restart(session, name)
+
+
+def _warn_of_restart(session: Session, name: str, since: str = "") -> None:
+    """An ended key is not brought back by a start, which stops at it."""
+    if name == CONFIGURED:
+        session.out.note(
+            f"{since}no server starts whose ADMIN_API_KEY is still that key: set another, or none"
+        )
 
 
 def _show_secret(

@@ -148,6 +148,20 @@ def test_the_last_admin_key_is_kept_with_a_word_on_what_to_do(
     assert "create another one first" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("call", "end"), [("RevokeApiKey", ["revoke"]), ("ExpireApiKey", ["expire", "7d"])]
+)
+def test_whoever_ends_the_key_of_admin_api_key_is_told_of_the_next_start(
+    federation: ScriptedFederation, call: str, end: list[str]
+) -> None:
+    answer = getattr(pb, f"{call}Response")
+    verb, *when = end
+    for name, told in (("admin-env", True), ("ci", False)):
+        federation.answers[call] = answer(api_key=pb.ApiKey(name=name))
+        result = run("api-key", verb, name, *when)
+        assert ("no server starts whose ADMIN_API_KEY" in result.stderr) is told
+
+
 def test_a_revocation_says_when_the_key_was_last_used(federation: ScriptedFederation) -> None:
     for used, said in ((at(minutes=-5), "last used 5 min ago"), (None, "never used")):
         key = pb.ApiKey(name="ci", last_use_time=used)
