@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation_server import banner
 from federation_server.app import App, StartError, certificates_of, stop_signal
 from federation_server.console.trust import Trust
+from federation_server.domain.access import Role
+from federation_server.domain.audit import SERVER, Entry, fit
 from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
-from federation_server.store import access, enrollment, schema_version
+from federation_server.store import access, audit, enrollment, partitions, schema_version
 from federation_server.store import migrate as schema
 from federation_server.store.database import Database, DatabaseUrlError, role_of
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -222,14 +225,38 @@ async def _keep_postgres(embedded: EmbeddedPostgres, stop: asyncio.Event) -> Non
             log.error("PostgreSQL does not start", action="postgres_failed", reason=str(error))
 
 
+_SEEDED_NAMES = {
+    access.AdminKeySeed.GENERATED: access.GENERATED_KEY_NAME,
+    access.AdminKeySeed.ADDED: access.CONFIGURED_KEY_NAME,
+    access.AdminKeySeed.REPLACED: access.CONFIGURED_KEY_NAME,
+}
+"""The key that a start has made or changed."""
+
+
+async def _record_seed(connection: AsyncConnection, seed: access.AdminKeySeed) -> None:
+    """Puts into the audit log what a start does to the keys of role ADMIN."""
+    made = Entry(
+        actor=SERVER,
+        object_type="api_key",
+        object_id=_SEEDED_NAMES[seed],
+        before={} if seed is access.AdminKeySeed.REPLACED else None,
+        after={"role": Role.ADMIN.name, "how": seed.value.lower()},
+    )
+    await audit.record(connection, made)
+
+
 async def _seed_admin_key(settings: Settings, database: Database) -> str | None:
     """Makes the first admin key, and keeps it where its owner alone can read it; gives it if it
     was made now.
     """
     configured = settings.admin_api_key.get_secret_value() if settings.admin_api_key else None
+    async with await database.connect("start") as own:
+        await partitions.ensure_ahead(own)  # the audit log's among them
     try:
         async with database.begin() as connection:
             seeded = await access.seed_admin_key(connection, configured)
+            if seeded.seed is not access.AdminKeySeed.KEPT:
+                await _record_seed(connection, seeded.seed)
             if seeded.secret is not None:
                 # Within the transaction: a key that could not be kept must not exist.
                 _write_secret(settings.admin_key_file, seeded.secret)
@@ -262,6 +289,13 @@ async def _enrollment_token(database: Database) -> str:
     )
     async with database.begin() as connection:
         created = await enrollment.create(connection, wanted)
+        made = Entry(
+            actor=SERVER,
+            object_type="enrollment_token",
+            object_id=created.token.enrollment_token_id,
+            after=fit(created.token.audited),
+        )
+        await audit.record(connection, made)
     return created.secret
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 API_KEY_PREFIX = "fak_"
 ENROLLMENT_TOKEN_PREFIX = "fet_"  # noqa: S105 - a prefix, not a secret
@@ -112,6 +112,19 @@ class EnrollmentToken:
     def used_up(self) -> bool:
         """It has enrolled as many as it can; only a request that it has counted may come again."""
         return 0 < self.max_uses <= self.uses
+
+    @property
+    def audited(self) -> dict[str, Any]:
+        """What the audit log says of it when it is made."""
+        return {
+            "description": self.description,
+            "expire_time": self.expire_time,
+            "max_uses": self.max_uses,
+            "neuron_type": self.neuron_type,
+            "neuron_id_pattern": self.neuron_id_pattern,
+            "labels": dict(self.labels),
+            "allow_reenrollment": self.allow_reenrollment,
+        }
 
     def refuses(
         self, *, now: datetime, neuron_id: str, neuron_type: str, labels: Mapping[str, str]

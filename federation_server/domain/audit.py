@@ -23,6 +23,9 @@ from federation_server.domain.text import REDACTED, without_secrets
 STRANGER = "stranger"
 """The actor of a call whose credential names nobody."""
 
+SERVER = "server"
+"""The actor of what a server does of itself when it starts."""
+
 
 class Outcome(StrEnum):
     """How a call ended: gRPC's codes."""

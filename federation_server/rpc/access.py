@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from typing import Any
 
 import grpc.aio
 import structlog
@@ -66,7 +65,7 @@ class AccessServicer(ApiKeys, SigningKeys, pb_grpc.AccessServiceServicer):
                     "enrollment_token",
                     created.token.enrollment_token_id,
                     None,
-                    _audited(created.token),
+                    created.token.audited,
                     request_id=request.request_id,
                 )
         if created.request_hash != new.request_hash:
@@ -189,19 +188,6 @@ def _is_id(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
-
-
-def _audited(token: EnrollmentToken) -> dict[str, Any]:
-    """What the audit log says of a new token."""
-    return {
-        "description": token.description,
-        "expire_time": token.expire_time,
-        "max_uses": token.max_uses,
-        "neuron_type": token.neuron_type,
-        "neuron_id_pattern": token.neuron_id_pattern,
-        "labels": dict(token.labels),
-        "allow_reenrollment": token.allow_reenrollment,
-    }
 
 
 def _to_message(token: EnrollmentToken) -> pb.EnrollmentToken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import signal
@@ -216,3 +217,29 @@ def test_migrate_and_serve_work_on_a_postgresql_of_ones_own(
         assert listing.returncode == 0, listing.stderr
         federation.process.send_signal(signal.SIGTERM)
         assert federation.ended() == 0
+
+
+def test_what_a_start_does_to_keys_is_in_the_audit_log(folder: Path, database_url: str) -> None:
+    keys = ("the-first-admin-key-of-all", "the-admin-key-after-that", "the-admin-key-after-that")
+    exported = ""
+    for key in keys:
+        environment = {"DATABASE_URL": database_url, "ADMIN_API_KEY": key}
+        with up(folder, "up", "--no-demo", **environment) as federation:
+            federation.says("Ctrl-C stops everything")
+            server = shlex.quote(f"127.0.0.1:{federation.port}")
+            exported = run(federation, f"{FEDERATION} audit export --server {server}").stdout
+    entries = [json.loads(line) for line in exported.splitlines()]
+    assert {(entry["actor"], entry["method"], entry["outcome"]) for entry in entries} == {
+        ("server", "", "OK")
+    }
+    assert [(each["object_type"], each["after"].get("how")) for each in entries] == [
+        ("api_key", "added"),
+        ("enrollment_token", None),
+        ("api_key", "replaced"),
+        ("enrollment_token", None),
+        ("enrollment_token", None),
+    ]
+    assert {entry["object_id"] for entry in entries if entry["object_type"] == "api_key"} == {
+        "admin-env"
+    }
+    assert entries[1]["after"]["allow_reenrollment"] is True
