@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import date
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import grpc
@@ -29,9 +30,11 @@ from federation.v1 import (
     session_service_pb2,
 )
 from federation_server.domain.access import Role, secret_hash
+from federation_server.rpc import access, audit
 from federation_server.rpc.audit import MUTATIONS
 from federation_server.rpc.methods import DEREGISTER, REGISTER
 from federation_server.store import partitions
+from federation_server.store.audit import StoredEntry
 from federation_server.store.schema import api_keys
 from tests.support.federation import Federation, running
 from tests.support.gate import bearer, info
@@ -574,6 +577,31 @@ async def test_pages_hold_each_entry_once_in_both_orders(federation: Federation)
             found += [int(MessageToDict(e.after)["description"]) for e in answer.entries]
             request.page_token = answer.next_page_token
         assert found == wanted
+
+
+async def test_others_have_their_turn_after_each_entry_of_a_page(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the bound of a value is room for a thousand numbers, each a message in the answer."""
+    for number in range(9):
+        await federation.enrollment_token(description=str(number))
+    turns, began = 0, []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def noted(stored: StoredEntry) -> pb.AuditEntry:
+        began.append(turns)
+        return audit.to_message(stored)
+
+    monkeypatch.setattr(access, "audit", SimpleNamespace(to_message=noted))
+    waiting = asyncio.create_task(others())
+    found = await entries(federation)
+    waiting.cancel()
+    assert len(found) == len(set(began)) == 9
 
 
 async def test_an_order_that_there_is_not_is_refused(federation: Federation) -> None:
