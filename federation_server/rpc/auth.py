@@ -168,30 +168,28 @@ class Authentication(grpc.aio.ServerInterceptor):
                 self._hold_stream(principal)
                 return self._key_watch.over(handler, method)
         except Exception as error:  # noqa: BLE001 - mapped and logged as a handler's would be
-            refused = refusal(error, method)
-
-            def told(context: grpc.aio.ServicerContext[Any, Any]) -> errors.Refused:
-                return self._told(method, context, refused)
-
-            return refusing(told, heard_s=heard_s)
+            return refusing(partial(self._told, method, error), heard_s=heard_s)
         return handler
 
     def _told(
         self,
         method: str,
+        error: Exception,
         context: grpc.aio.ServicerContext[Any, Any],
-        refused: errors.Refused,
     ) -> errors.Refused:
         """What a call is told that may not be made. Where it comes from is known only now that it
-        is served: one bad credential after the other is told to wait.
+        is served: one bad credential after the other is told to wait, and fills no log.
         """
-        self._witness.refused(method, context, refused)
-        if refused.reason != ErrorReason.ERROR_REASON_CREDENTIAL_INVALID:
+        bad = ErrorReason.ERROR_REASON_CREDENTIAL_INVALID
+        if not (isinstance(error, errors.Refused) and error.reason == bad):
+            refused = refusal(error, method)
+            self._witness.refused(method, context, refused)
             return refused
+        self._witness.refused(method, context, error)
         wait_s = self._rates.take(Limit.FAILED_CREDENTIAL_RATE, source_of(context.peer()))
-        if not wait_s:
-            return refused
-        return refusal(errors.rate_limited(Limit.FAILED_CREDENTIAL_RATE, wait_s), method)
+        if wait_s:
+            error = errors.rate_limited(Limit.FAILED_CREDENTIAL_RATE, wait_s)
+        return refusal(error, method)
 
     def _hold_stream(self, admin: Admin) -> None:
         """Counts a stream of that admin's for as long as its call lasts."""

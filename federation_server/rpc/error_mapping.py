@@ -64,9 +64,15 @@ _LEVELS = {
 }
 """How loud the log is about a Refused; INFO for the codes that are not here."""
 
-_QUIET = frozenset({ErrorReason.ERROR_REASON_SERVER_BUSY, ErrorReason.ERROR_REASON_RATE_LIMITED})
-"""Thousands may be refused like that in a second; `live/admission.py` and `live/rates.py` sum them
-up."""
+_QUIET = frozenset(
+    {
+        ErrorReason.ERROR_REASON_SERVER_BUSY,
+        ErrorReason.ERROR_REASON_RATE_LIMITED,
+        ErrorReason.ERROR_REASON_CREDENTIAL_MISSING,
+    }
+)
+"""Thousands may be refused like that in a second; `live/admission.py`, `live/rates.py` and the
+audit log sum them up."""
 
 
 def refusal(error: Exception, method: str = "") -> Refused:

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
 from sqlalchemy import event, func
+from structlog.testing import capture_logs
 
 from federation.v1 import command_service_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
@@ -92,6 +93,21 @@ async def test_who_shows_bad_credentials_is_told_to_wait_and_a_good_one_is_let_i
         assert await gate.knock(rpc, bearer(bad)) == INVALID
         wait_s = await limited(gate.call(rpc, bearer(bad)), Limit.FAILED_CREDENTIAL_RATE)
         assert 0.9 < wait_s <= 30.0
+
+
+@pytest.mark.parametrize("bad", ["fak_unknown", "eyJhbGciOiJIUzI1NiJ9.e30.c2ln"])
+async def test_strangers_who_call_without_end_do_not_fill_the_log(
+    database_url: str, bad: str
+) -> None:
+    async with gate_of(Database(database_url), limits(FAILED_CREDENTIAL_RATE=1.0)) as gate:
+        with capture_logs() as logged:
+            for _ in range(50):
+                await gate.knock(GET, bearer(bad))
+                await gate.knock(GET)
+    loud = [each for each in logged if each["log_level"] != "debug"]
+    reasons = Counter(each.get("reason") for each in loud if each["action"] == "rpc_refused")
+    assert reasons == {"CREDENTIAL_INVALID": 10}
+    assert len(loud) == 10 + 1, "and one that sums up the others"
 
 
 async def test_expired_tokens_of_a_fleet_that_was_away_for_long_count_as_no_failures(
