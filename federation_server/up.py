@@ -33,7 +33,7 @@ from federation_server.store import migrate as schema
 from federation_server.store.database import Database, DatabaseUrlError, role_of
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from federation_server.store.embedded.home import Account
-from federation_server.store.embedded.process import Child, Watch
+from federation_server.store.embedded.process import Child, Watch, environment_of_others
 from federation_server.store.enrollment import NewEnrollmentToken
 
 log = structlog.get_logger(__name__)
@@ -322,12 +322,7 @@ def _start_demo(settings: Settings, token: str) -> Child:
 
 
 def _demo_environment(settings: Settings, token: str) -> Mapping[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in {"DATABASE_URL", "ADMIN_API_KEY"} and not name.startswith("FEDERATION_")
-    }
-    return kept | {
+    return environment_of_others() | {
         **local_trust(settings).environment(),
         "FEDERATION_URL": settings.local_url,
         "NEURON_ID": DEMO_NEURON,

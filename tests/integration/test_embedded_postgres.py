@@ -162,6 +162,21 @@ def test_a_second_starter_is_refused_and_told_who_holds_the_folder(folder: Path)
 
 
 @pytest.mark.parametrize("watch", WATCHES)
+def test_postgresql_is_told_none_of_the_servers_secrets(
+    folder: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ADMIN_API_KEY", "FEDERATION_ADMIN_KEY"):
+        monkeypatch.setenv(name, "sw0rd-f1sh")
+    monkeypatch.setenv("OF_OTHERS", "stays")
+    with EmbeddedPostgres(folder, watch=watch, settings=FAST_AND_LOOSE) as postgres:
+        assert postgres.pid is not None
+        started = family(psutil.Process(postgres.pid))
+        told = [each.environ() for each in started]
+    assert told[0]["OF_OTHERS"] == "stays"
+    assert "sw0rd-f1sh" not in {value for each in told for value in each.values()}
+
+
+@pytest.mark.parametrize("watch", WATCHES)
 def test_sigkill_of_the_starter_leaves_no_postgres_and_all_data(folder: Path, watch: Watch) -> None:
     with starter(folder, watch) as first:
         dsn, postmaster = first.ready()

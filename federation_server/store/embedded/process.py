@@ -21,6 +21,17 @@ _PLAIN = {"LC_ALL": "C", "TZ": "UTC"}
 """So that complaints are in the words that we look for, and initdb does not guess a time zone."""
 
 
+def environment_of_others() -> dict[str, str]:
+    """Ours for a program that is not the server, which has no use for its settings: some are
+    secrets, and it may run as an account that must not know them.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"DATABASE_URL", "ADMIN_API_KEY"} and not name.startswith("FEDERATION_")
+    }
+
+
 class Watch(StrEnum):
     """How a child learns that we have ended without stopping it; see `launch.py`."""
 
@@ -50,7 +61,7 @@ class Child:
     ) -> None:
         """Start `command` as `account`, both its outputs going to the file descriptor `output`.
 
-        environment: the child's, whole; by default ours with the plain locale and UTC.
+        environment: the child's, whole; by default that of others with the plain locale and UTC.
 
         Raises OSError when not even the launcher could be started.
         """
@@ -63,7 +74,7 @@ class Child:
                 _launched(command, account, watch),
                 watch,
                 output,
-                os.environ | _PLAIN if environment is None else dict(environment),
+                environment_of_others() | _PLAIN if environment is None else dict(environment),
                 started,
             ),
             name=f"keeper of {Path(command[0]).name}",
