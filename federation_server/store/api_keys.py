@@ -35,6 +35,9 @@ DEFAULT_OVERLAP = timedelta(hours=24)
 USE_INTERVAL = timedelta(minutes=1)
 """How exactly a key's last use is noted."""
 
+_old_secret_end = func.least(old_secrets.c.expire_time, api_keys.c.expire_time)
+"""No secret outlives its key."""
+
 _COLUMNS: list[ColumnElement[Any]] = [
     *(
         api_keys.c[name]
@@ -49,10 +52,10 @@ _COLUMNS: list[ColumnElement[Any]] = [
             "last_use_time",
         )
     ),
-    select(func.max(old_secrets.c.expire_time))
+    select(func.max(_old_secret_end))
     .where(
         old_secrets.c.api_key_id == api_keys.c.api_key_id,
-        old_secrets.c.expire_time > func.now(),
+        _old_secret_end > func.now(),
         api_keys.c.revoke_time.is_(None),
     )
     .scalar_subquery()

@@ -253,6 +253,14 @@ async def test_a_rotation_does_not_lengthen_the_overlap_of_the_one_before(
     assert soonest == first.ToDatetime(tzinfo=UTC)
 
 
+async def test_an_old_secret_is_shown_to_end_no_later_than_its_key(federation: Federation) -> None:
+    made = await make(federation, "ci", ttl=span(hours=1))
+    rotated = await rotate(federation, "ci", span(hours=24))
+    assert rotated.api_key.old_secret_expire_time == made.api_key.expire_time
+    await change(federation, "ci", expire_time=func.now())
+    assert not (await listed(federation))["ci"].HasField("old_secret_expire_time")
+
+
 async def test_an_old_secret_ends_with_its_key(federation: Federation) -> None:
     old = (await make(federation, "ci", ttl=span(hours=1))).secret
     await rotate(federation, "ci")
