@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import Column, ColumnElement, Select, and_, literal, or_
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 DEFAULT_PAGE_SIZE = 100
@@ -62,8 +63,18 @@ class Page:
     ) -> tuple[Sequence[Any], str]:
         """The rows of this page, and the token of the next one, empty if there is none. The query
         must select the keys' columns, by their names.
+
+        Raises:
+            PageTokenInvalid: the token was made by hand.
         """
-        rows = (await connection.execute(self.apply(query, keys))).all()
+        try:
+            rows = (await connection.execute(self.apply(query, keys))).all()
+        except DataError:
+            if self.after is None:
+                raise
+            # Of the right types, and nothing that a row could hold: whoever wrote it made the
+            # digest as well.
+            raise PageTokenInvalid("the page_token is damaged") from None
         shown = rows[: self.size]
         last = [getattr(shown[-1], key.column.name) for key in keys] if shown else []
         return shown, self.next_token(rows, last)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import date
@@ -11,6 +13,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+import orjson
 import psycopg
 import pytest
 import pytest_asyncio
@@ -577,6 +580,24 @@ async def test_pages_hold_each_entry_once_in_both_orders(federation: Federation)
             found += [int(MessageToDict(e.after)["description"]) for e in answer.entries]
             request.page_token = answer.next_page_token
         assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("call", "asked", "values"),
+    [
+        ("ListAuditEntries", ["audit_entries", "", ""], ["2026-11-01T00:00:00Z", 2**63]),
+        ("ListApiKeys", ["api_keys"], ["2026-11-01T00:00:00Z", "a\0b"]),
+    ],
+)
+async def test_a_page_token_made_by_hand_of_what_no_row_can_hold_is_refused(
+    federation: Federation, call: str, asked: list[str], values: list[Any]
+) -> None:
+    """The digest in a token is no signature."""
+    digest = hashlib.sha256(orjson.dumps([asked, values])).hexdigest()[:16]
+    token = base64.urlsafe_b64encode(orjson.dumps([digest, *values])).decode().rstrip("=")
+    request = getattr(pb, f"{call}Request")(page_token=token)
+    listing = getattr(federation.access, call)(request, metadata=federation.admin)
+    assert await refused(listing) == "PAGE_TOKEN_INVALID"
 
 
 async def test_others_have_their_turn_after_each_entry_of_a_page(
