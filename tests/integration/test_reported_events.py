@@ -158,3 +158,36 @@ async def test_a_page_token_of_another_list_is_refused(
     call = analytics.ListMetricNames(pb.ListMetricNamesRequest(page_token=first.next_page_token))
     code, reason, _ = await refusal(call)
     assert (code, reason) == (INVALID, "PAGE_TOKEN_INVALID")
+
+
+async def test_a_page_ends_before_the_events_that_are_large_fill_the_servers_memory(
+    analytics: Analytics, database: Database
+) -> None:
+    """64 KiB of numbers, as a neuron may report them, are 350 KiB in the answer."""
+    async with database.begin() as connection:
+        now = await current_time(connection)
+        await connection.execute(
+            insert(reported_events),
+            [
+                {
+                    "event_id": number,
+                    "event_time": now,
+                    "neuron_id": "a",
+                    "receive_time": now,
+                    "severity": Severity.INFO,
+                    "type": "large",
+                    "message": "",
+                    "attributes": {"n": [1] * (21_000 if number % 2 else 2)},
+                }
+                for number in range(60)
+            ],
+        )
+    request = pb.ListReportedEventsRequest(page_size=1000)
+    found: list[list[int]] = []
+    while not found or request.page_token:
+        answer = await analytics.ListReportedEvents(request)
+        assert answer.ByteSize() < 4 * 1024 * 1024
+        found.append([int(event.event_id) for event in answer.events])
+        request.page_token = answer.next_page_token
+    assert len(found) == 2
+    assert found[0] + found[1] == [*range(59, -1, -1)]
