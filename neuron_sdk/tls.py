@@ -17,6 +17,7 @@ from neuron_sdk.logs import get_logger
 CA_FILE = "FEDERATION_CA_FILE"
 CERT_FILE = "FEDERATION_CLIENT_CERT_FILE"
 KEY_FILE = "FEDERATION_CLIENT_KEY_FILE"
+_BEGINS = b"-----BEGIN "
 
 _log = get_logger(__name__)
 
@@ -65,7 +66,8 @@ class TlsFiles:
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The CAs, the key and the certificate, as gRPC takes them.
 
-        A file that cannot be read any more is as it was the last time; `check` comes first.
+        A file that cannot be read any more, or holds nothing, is as it was the last time; `check`
+        comes first.
         """
         return self._content(self.ca), self._content(self.key), self._content(self.certificate)
 
@@ -79,8 +81,11 @@ class TlsFiles:
         if path is None:
             return None
         try:
-            self._last[path] = path.read_bytes()
-        except OSError as error:
+            content = path.read_bytes()
+            if _BEGINS not in content:  # to gRPC no CAs means the public ones
+                raise ValueError("it holds nothing in PEM format")
+            self._last[path] = content
+        except (OSError, ValueError) as error:
             _log.warning(
                 "a file for TLS cannot be read; what it held before is used",
                 action="tls.unreadable",
