@@ -156,8 +156,10 @@ def _redacted(name: str, value: Any) -> Any:
 
 
 def fit_id(text: str) -> str:
-    """An id that was asked for, whether or not it can be one."""
-    return text.replace("\0", "")[:MOST_ID_LENGTH]
+    """An id that was asked for, whether or not it can be one: it may be a secret, in a place where
+    its name was asked for.
+    """
+    return without_secrets(text[: 8 * MOST_ID_LENGTH].replace("\0", ""))[:MOST_ID_LENGTH]
 
 
 def address(peer: str) -> str:

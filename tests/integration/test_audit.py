@@ -507,6 +507,14 @@ async def test_a_refused_mutation_says_of_which_object(federation: Federation) -
     assert (entry.object_type, entry.neuron_id, entry.request_id) == ("command", "n1", "r7")
 
 
+async def test_a_secret_in_the_place_of_a_name_is_not_in_the_log(federation: Federation) -> None:
+    request = pb.RevokeApiKeyRequest(name=VIEWER)
+    call = federation.access.RevokeApiKey(request, metadata=federation.admin)
+    assert await refused(call) == "API_KEY_NOT_FOUND"
+    entry = await one(federation, 'method = "*/RevokeApiKey"')
+    assert entry.object_id == "[redacted]"
+
+
 async def test_reading_that_is_refused_for_its_form_has_no_entry(federation: Federation) -> None:
     request = fleet_service_pb2.GetNeuronRequest(neuron_id="nobody")
     await refused(federation.fleet.GetNeuron(request, metadata=federation.admin))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from federation_server.domain.access import new_secret
 from federation_server.domain.audit import (
     MOST_BYTES,
     Entry,
@@ -74,6 +75,12 @@ def test_a_value_is_shown_up_to_its_bound_and_beyond_it_only_its_size() -> None:
 
 def test_an_id_that_was_refused_is_cut_and_holds_no_nul() -> None:
     assert fit_id("a\0b" + "c" * 1000) == "ab" + "c" * 126
+
+
+def test_an_id_that_was_refused_is_no_secret_that_was_put_in_its_place() -> None:
+    secret = new_secret("fak_")
+    assert fit_id(secret) == "[redacted]"
+    assert fit_id("x" * 120 + " " + secret) == "x" * 120 + " [redact"
 
 
 @pytest.mark.parametrize(
