@@ -259,7 +259,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             raise errors.credential_invalid()
         if deactivated:
             raise errors.neuron_deactivated(neuron_id)
-        if standing.lifecycle is Lifecycle.PENDING and method != DEREGISTER:
+        if standing.lifecycle is Lifecycle.PENDING:
             raise errors.neuron_pending(neuron_id)
 
     async def _still_good(self) -> float:

@@ -134,6 +134,8 @@ async def test_who_waits_for_approval_may_do_nothing_else(federation: Federation
         federation.session.PullCommands(
             pb.PullCommandsRequest(instance_id="i"), metadata=bearer(token)
         ),
+        # It would leave the id taken for ever, and free the place for another one: without end.
+        federation.session.Deregister(pb.DeregisterRequest(), metadata=bearer(token)),
     ):
         assert (await refusal(call))[:2] == (PRECONDITION, "NEURON_PENDING")
 
