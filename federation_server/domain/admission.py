@@ -55,9 +55,15 @@ class Bucket:
 
         Returns 0.0 for one who is let in, else the seconds after which to come again.
         """
+        wait = self.look(now)
+        if not wait:
+            self._tokens -= 1.0
+        return wait
+
+    def look(self, now: float) -> float:
+        """As `admit`, for a caller whose token is taken later (`spend`), or not at all."""
         self._fill(now)
         if self._tokens >= 1.0 - _ROUNDING:
-            self._tokens -= 1.0
             return 0.0
         return self._turn(now, ahead=1.0 - self._tokens)
 

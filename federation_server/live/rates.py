@@ -18,6 +18,7 @@ from enum import StrEnum
 
 import structlog
 
+from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.admission import Bucket
 from federation_server.live.metrics import Metrics
 
@@ -44,7 +45,7 @@ class Limit(StrEnum):
     FAILED_CREDENTIAL_RATE = "FAILED_CREDENTIAL_RATE"
     """Credentials that are no good, by address."""
     NEURON_CALL_RATE = "NEURON_CALL_RATE"
-    """Calls, by neuron."""
+    """Calls, by neuron and by its token; Register with it among them."""
     ADMIN_CALL_RATE = "ADMIN_CALL_RATE"
     """Calls, by API key."""
     ADMIN_STREAMS = "ADMIN_STREAMS"
@@ -78,6 +79,22 @@ class Rates:
         if wait_s:
             self._note(limit, caller, now)
         return wait_s
+
+    def take_neuron(self, neuron: NeuronIdentity) -> float:
+        """As `take`, for a call that shows a token of that neuron's, which may have been revoked:
+        such a one uses up nothing of its neuron's. Once it has proved good the call is `count`ed:
+        whoever renews his token has no more calls for it.
+        """
+        now = self._clock()
+        wait_s = self._bucket(Limit.NEURON_CALL_RATE, neuron.neuron_id).look(now)
+        if not wait_s:
+            return self.take(Limit.NEURON_CALL_RATE, token_of(neuron))
+        self._note(Limit.NEURON_CALL_RATE, neuron.neuron_id, now)
+        return wait_s
+
+    def count_neuron(self, neuron: NeuronIdentity) -> None:
+        """Counts a call that was let through by `take_neuron`, and whose token is good."""
+        self.charge(Limit.NEURON_CALL_RATE, neuron.neuron_id, 1)
 
     def charge(self, limit: Limit, caller: str, calls: float) -> None:
         """Counts a call that was let through as so many more."""
@@ -127,6 +144,11 @@ class Rates:
                 limit=limit.value,
                 caller=caller,
             )
+
+
+def token_of(neuron: NeuronIdentity) -> str:
+    """The caller that is a neuron's token, good or not."""
+    return f"{neuron.neuron_id} {neuron.generation}"
 
 
 def _bucket_of(rate: float) -> Bucket:

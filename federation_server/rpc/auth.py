@@ -214,27 +214,28 @@ class Authentication(grpc.aio.ServerInterceptor):
         if not (credential and credential.isascii()):
             raise errors.credential_invalid()
         if is_jwt(credential):
-            identity = await self._tokens.identify(credential)
-            _principal.set(identity)
-            if caller is not Caller.NEURON:
-                raise errors.role_too_low(caller)
-            # A token that was revoked must not use up what its neuron may do.
-            self._limit(Limit.NEURON_CALL_RATE, f"{identity.neuron_id} {identity.generation}")
-            if method == CONNECT:
-                self._take_on()  # opening the session asks for its standing
-            else:
-                await self._check_standing(identity, method)
-            return identity
+            return await self._admit_neuron(method, caller, credential)
         admin = (await self._find_key(credential)).admin
         if caller is Caller.NEURON or admin.role < Role[caller]:
             raise errors.role_too_low(caller)
-        self._limit(Limit.ADMIN_CALL_RATE, admin.name)
+        if wait_s := self._rates.take(Limit.ADMIN_CALL_RATE, admin.name):
+            raise errors.rate_limited(Limit.ADMIN_CALL_RATE, wait_s)
         _api_key.set(credential)
         return admin
 
-    def _limit(self, limit: Limit, caller: str) -> None:
-        if wait_s := self._rates.take(limit, caller):
-            raise errors.rate_limited(limit, wait_s)
+    async def _admit_neuron(self, method: str, caller: Caller, token: str) -> NeuronIdentity:
+        identity = await self._tokens.identify(token)
+        _principal.set(identity)
+        if caller is not Caller.NEURON:
+            raise errors.role_too_low(caller)
+        if wait_s := self._rates.take_neuron(identity):
+            raise errors.rate_limited(Limit.NEURON_CALL_RATE, wait_s)
+        if method == CONNECT:
+            self._take_on()  # opening the session asks for its standing, and counts the call
+        else:
+            await self._check_standing(identity, method)
+            self._rates.count_neuron(identity)
+        return identity
 
     def _take_on(self) -> None:
         if wait_s := self._admission.admit(Entry.CONNECT):

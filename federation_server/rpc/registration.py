@@ -70,15 +70,18 @@ class Registration:
         self._tokens = tokens
         self._mode = mode
 
-    def shows_own_token(self, request: pb.RegisterRequest, metadata: auth.Metadata | None) -> bool:
-        """Whether a call carries the token of the neuron that it registers, and its time is not
-        over, or may still be renewed. Costs the database nothing.
+    def shown_token(
+        self, request: pb.RegisterRequest, metadata: auth.Metadata | None
+    ) -> NeuronIdentity | None:
+        """What the token says that a call carries, if it is that of the neuron which it registers
+        and its time is not over, or may still be renewed; it may have been revoked. Costs the
+        database nothing.
         """
         try:
             own = self._tokens.verify(auth.neuron_token(metadata) or "", to_renew=True)
         except errors.Refused:
-            return False
-        return own.neuron_id == request.description.neuron_id
+            return None
+        return own if own.neuron_id == request.description.neuron_id else None
 
     async def register(
         self, request: pb.RegisterRequest, metadata: auth.Metadata | None

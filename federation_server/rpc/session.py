@@ -9,7 +9,7 @@ from federation.v1 import session_service_pb2 as pb
 from federation.v1 import session_service_pb2_grpc as pb_grpc
 from federation_server.domain.address import source_of
 from federation_server.live.admission import Entry
-from federation_server.live.rates import Limit
+from federation_server.live.rates import Limit, token_of
 from federation_server.rpc import auth, convert_stream, errors, limits, pull
 from federation_server.rpc.convert import from_timestamp, to_timestamp
 from federation_server.rpc.receipt import Receipt
@@ -45,23 +45,29 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
     ) -> pb.RegisterResponse:
         """See the contract."""
         metadata = context.invocation_metadata()
-        address = source_of(context.peer())
-        if not self._registration.shows_own_token(request, metadata):
-            self._limit_register(address)
+        rates = self._parts.rates
+        own = self._registration.shown_token(request, metadata)
+        if own is None:
+            limit, caller = Limit.REGISTER_RATE, source_of(context.peer())
+            wait_s = rates.take(limit, caller)
+        else:
+            limit, caller = Limit.NEURON_CALL_RATE, token_of(own)
+            wait_s = rates.take_neuron(own)
+        if wait_s:
+            raise errors.rate_limited(limit, wait_s)
         limits.check(request)
         if wait_s := self._parts.admission.admit(Entry.REGISTER):
             raise errors.server_busy(wait_s)
         try:
             with self._parts.admission.under_way():
-                return await self._registration.register(request, metadata)
+                response = await self._registration.register(request, metadata)
         except errors.Refused as refused:
             if refused.code in _NOT_LET_IN:
-                self._parts.rates.charge(Limit.REGISTER_RATE, address, FAILED_REGISTER_CALLS - 1)
+                rates.charge(limit, caller, FAILED_REGISTER_CALLS - 1)
             raise
-
-    def _limit_register(self, address: str) -> None:
-        if wait_s := self._parts.rates.take(Limit.REGISTER_RATE, address):
-            raise errors.rate_limited(Limit.REGISTER_RATE, wait_s)
+        if own is not None:
+            rates.count_neuron(own)
+        return response
 
     async def RefreshToken(
         self,

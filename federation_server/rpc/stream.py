@@ -172,9 +172,11 @@ class NeuronStream:
                 refused = await turned_away(connection, identity)
             if refused.reason is not ErrorReason.ERROR_REASON_NEURON_PENDING:
                 raise refused
+            parts.rates.count_neuron(identity)
             log.info("waits for approval", action="session_pending", neuron_id=new.neuron_id)
             if not await parts.approvals.wait(new.neuron_id):
                 raise refused
+        parts.rates.count_neuron(identity)
         session = Session(
             neuron_id=identity.neuron_id,
             epoch=opened.epoch,

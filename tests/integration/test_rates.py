@@ -17,17 +17,19 @@ from google.rpc import error_details_pb2
 from sqlalchemy import event, func
 from structlog.testing import capture_logs
 
-from federation.v1 import command_service_pb2, neuron_pb2
+from federation.v1 import access_service_pb2, command_service_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
-from federation_server.domain.access import Role, secret_hash
+from federation_server.domain.access import Role, TokenLifetime, secret_hash
 from federation_server.live.rates import Limit
 from federation_server.rpc.methods import CONNECT
+from federation_server.rpc.tokens import Tokens
+from federation_server.store import registration
 from federation_server.store.database import Database
 from federation_server.store.schema import api_keys
 from neuron_sdk import Neuron, NeuronConfig, lifecycle
 from neuron_sdk.mode import Mode
 from tests.support.calls import State, command, counted, issue, spec
-from tests.support.federation import Federation, running
+from tests.support.federation import BareNeuron, Federation, running
 from tests.support.gate import bearer, details, gate_of, info
 from tests.support.neurons import GENERATION
 from tests.support.waiting import eventually
@@ -173,6 +175,66 @@ async def test_a_token_that_was_revoked_uses_up_nothing_of_its_neurons(database_
         assert {await gate.knock(REFRESH, revoked) for _ in range(15)} == {INVALID, LIMITED}
         fresh = gate.tokens.issue("n1", GENERATION + 1, datetime.now(UTC)).token
         assert await gate.knock(REFRESH, bearer(fresh)) == "neuron:n1"
+
+
+async def test_a_neuron_that_renews_its_token_before_each_call_has_no_more_calls_for_it(
+    database_url: str,
+) -> None:
+    async with running(database_url, neuron_call_rate=0.5) as federation:
+        token = await federation.register("n")
+        for _ in range(5):
+            answer = await federation.session.RefreshToken(
+                pb.RefreshTokenRequest(), metadata=bearer(token)
+            )
+            token = answer.token.token
+        refresh = federation.session.RefreshToken(pb.RefreshTokenRequest(), metadata=bearer(token))
+        await limited(refresh, Limit.NEURON_CALL_RATE)
+        await limited(registering(federation, "n", "", token), Limit.NEURON_CALL_RATE)
+
+
+async def test_a_neuron_that_registers_again_and_again_waits_and_no_other_does(
+    database_url: str,
+) -> None:
+    async with running(database_url, neuron_call_rate=0.5) as federation:
+        token, other = [await federation.register(name) for name in ("n", "other")]
+        for _ in range(5):
+            token = (await registering(federation, "n", "", token)).token.token
+        await limited(registering(federation, "n", "", token), Limit.NEURON_CALL_RATE)
+        assert not (await registering(federation, "other", "", other)).created
+
+
+async def test_streams_that_a_neuron_opens_with_ever_newer_tokens_are_counted(
+    database_url: str,
+) -> None:
+    async with running(database_url, neuron_call_rate=0.5) as federation:
+        await federation.register("n")
+        tokens = await Tokens.load(federation.app.database, TokenLifetime())
+        now = datetime.now(UTC)
+        first = registration.newer_generation(0, now)
+        hoard = [tokens.issue("n", first + number, now).token for number in range(6)]
+        for token in hoard[:5]:
+            await BareNeuron(federation, token).hello()
+        call = federation.session.Connect(metadata=bearer(hoard[5]))
+        await limited(call.read(), Limit.NEURON_CALL_RATE)
+
+
+async def test_a_revoked_token_registers_nobody_and_is_not_looked_up_for_long(
+    database_url: str,
+) -> None:
+    async with running(database_url, neuron_call_rate=10.0) as federation:
+        token = await federation.register("n")
+        await federation.access.RevokeNeuronTokens(
+            access_service_pb2.RevokeNeuronTokensRequest(neuron_id="n"), metadata=federation.admin
+        )
+        answers: Counter[str] = Counter()
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await registering(federation, "n", "", token)
+            answers[info(caught.value).reason] += 1
+        assert set(answers) == {"CREDENTIAL_INVALID", "RATE_LIMITED"}
+        assert answers["CREDENTIAL_INVALID"] <= 4
+        secret = await federation.enrollment_token(allow_reenrollment=True)
+        assert (await registering(federation, "n", secret)).token.token
 
 
 async def test_a_run_that_meets_the_limit_obeys_and_loses_nothing(
