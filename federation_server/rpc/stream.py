@@ -28,7 +28,7 @@ from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.neuron import Presence
 from federation_server.domain.violation import Violation
 from federation_server.live.admission import Admission
-from federation_server.live.approvals import Approvals
+from federation_server.live.approvals import Approvals, Waited
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
 from federation_server.live.opener import Opener
@@ -174,7 +174,10 @@ class NeuronStream:
                 raise refused
             parts.rates.count_neuron(identity)
             log.info("waits for approval", action="session_pending", neuron_id=new.neuron_id)
-            if not await parts.approvals.wait(new.neuron_id):
+            waited = await parts.approvals.wait(new.neuron_id, new.generation)
+            if waited is Waited.SUPERSEDED:
+                raise errors.session_superseded(new.neuron_id)
+            if waited is Waited.TURNED_AWAY:
                 raise refused
         parts.rates.count_neuron(identity)
         session = Session(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 
 from sqlalchemy import func, select
@@ -43,13 +43,17 @@ async def count_pending(connection: AsyncConnection) -> int:
 
 
 _PENDING = b"""
-SELECT neuron_id FROM neurons WHERE neuron_id = ANY (%s) AND lifecycle = 'PENDING'
+SELECT n.neuron_id
+FROM unnest(%s::text[], %s::int8[]) AS w (neuron_id, generation) JOIN neurons n USING (neuron_id)
+WHERE n.lifecycle = 'PENDING' AND n.token_generation <= w.generation
 """
 
 
-async def still_pending(connection: Connection, neuron_ids: Sequence[str]) -> set[str]:
-    """Those of the neurons that wait for their approval."""
-    found = await connection.execute(_PENDING, (list(neuron_ids),))
+async def still_pending(connection: Connection, generations: Mapping[str, int]) -> set[str]:
+    """Those of the neurons that wait for their approval, and whose tokens of that generation are
+    good.
+    """
+    found = await connection.execute(_PENDING, ([*generations], [*generations.values()]))
     return {neuron_id async for (neuron_id,) in found}
 
 

@@ -199,6 +199,38 @@ async def test_more_streams_than_may_wait_are_told_to_come_again(
     await eventually(lambda: not federation.app.approvals._waiting, describe="it has gone")
 
 
+async def test_of_the_streams_of_a_neuron_the_newest_waits_and_takes_one_place(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approvals, "MOST_WAITING", 2)
+    token = (await join(federation)).token.token
+    older = await waiting(federation, token)
+    for _ in range(3):
+        newer = BareNeuron(federation, token)
+        await newer.greet()
+        assert (await older.end())[0] is grpc.StatusCode.ABORTED
+        older = newer
+    other = BareNeuron(federation, (await join(federation, "m")).token.token)
+    await other.greet()
+    await eventually(
+        lambda: len(federation.app.approvals._waiting) == 2, describe="both neurons wait"
+    )
+    await approve(federation)
+    assert (await older.receive()).HasField("welcome")
+    older.call.cancel()
+    other.call.cancel()
+
+
+async def test_revoked_tokens_end_a_stream_that_waits(federation: Federation) -> None:
+    neuron = await waiting(federation, (await join(federation)).token.token)
+    await federation.access.RevokeNeuronTokens(
+        access_service_pb2.RevokeNeuronTokensRequest(neuron_id="n"), metadata=federation.admin
+    )
+    async with asyncio.timeout(5):
+        assert (await neuron.end())[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert (await shown(federation, "n")).lifecycle == PENDING
+
+
 async def test_a_server_that_stops_sends_away_who_waits(database_url: str) -> None:
     async with running(database_url, enrollment="approve", drain_timeout="PT30S") as federation:
         neuron = await waiting(federation, (await join(federation)).token.token)
