@@ -49,8 +49,11 @@ async def pull(
             epoch=request.epoch,
         )
         if lease is None:
-            superseded = errors.session_superseded(neuron_id) if request.epoch else None
-            raise await turned_away(connection, identity, superseded)
+            if refused := await turned_away(connection, identity):
+                raise refused
+            if request.epoch:
+                raise errors.session_superseded(neuron_id)
+            raise errors.conflict(f"{neuron_id} was activated at this moment")
         if lease.previous_server_id is not None:
             await hint_end(
                 connection,

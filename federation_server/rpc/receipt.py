@@ -30,11 +30,12 @@ class Receipt:
         self, database: Database, identity: NeuronIdentity, *, fenced: Refused | None = None
     ) -> None:
         """Nothing is known yet. `fenced` is what the call is told if its session is over, and its
-        neuron stands as it did when it called.
+        neuron stands as it did when it called; for one without a session that is a conflict.
         """
         self._database = database
         self._identity = identity
-        self._otherwise = fenced
+        conflict = errors.conflict(f"{identity.neuron_id} was activated at this moment")
+        self._otherwise = fenced or conflict
         self._stored: asyncio.Future[tuple[int, datetime]] = asyncio.Future()
 
     def stored(self, mark: int, time: datetime) -> None:
@@ -79,5 +80,5 @@ class Receipt:
             raise errors.database_unavailable() from None
         except _Fenced:
             async with self._database.begin_for_neurons() as connection:
-                refused = await turned_away(connection, self._identity, self._otherwise)
-            raise refused from None
+                refused = await turned_away(connection, self._identity)
+            raise refused or self._otherwise from None

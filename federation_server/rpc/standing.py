@@ -11,11 +11,9 @@ from federation_server.rpc.errors import Refused
 from federation_server.store.registration import find_standing
 
 
-async def turned_away(
-    connection: AsyncConnection, identity: NeuronIdentity, otherwise: Refused | None = None
-) -> Refused:
+async def turned_away(connection: AsyncConnection, identity: NeuronIdentity) -> Refused | None:
     """What to tell it: that it was deactivated or deleted, that its token was revoked, or that it
-    waits for its approval. `otherwise` is for one that stands as its token says.
+    waits for its approval. None if it may go on: an admin has let it in since it was asked for.
     """
     standing = await find_standing(connection, identity.neuron_id)
     if standing is not None and standing.lifecycle is Lifecycle.DEACTIVATED:
@@ -24,4 +22,4 @@ async def turned_away(
         return errors.credential_invalid()
     if standing.lifecycle is Lifecycle.PENDING:
         return errors.neuron_pending(identity.neuron_id)
-    return otherwise or errors.credential_invalid()
+    return None

@@ -170,6 +170,8 @@ class NeuronStream:
         while (opened := await self._opened(new)) is None:
             async with parts.database.begin() as connection:
                 refused = await turned_away(connection, identity)
+            if refused is None:
+                continue
             if refused.reason is not ErrorReason.ERROR_REASON_NEURON_PENDING:
                 raise refused
             parts.rates.count_neuron(identity)

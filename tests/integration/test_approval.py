@@ -17,7 +17,8 @@ from federation.v1 import access_service_pb2, fleet_service_pb2, heartbeat_pb2, 
 from federation.v1 import session_service_pb2 as pb
 from federation_server.app import App, StartError
 from federation_server.live import approvals
-from federation_server.rpc import registration
+from federation_server.rpc import auth, errors, pull, registration, stream
+from federation_server.rpc.standing import turned_away
 from federation_server.settings import Settings
 from federation_server.store import applications
 from federation_server.store.database import Database
@@ -95,6 +96,38 @@ async def test_a_stranger_waits_on_its_stream_until_an_admin_approves_it(
     assert (await neuron.receive()).HasField("welcome")
     assert (await approve(federation)).lifecycle == ACTIVE  # a second time changes nothing
     neuron.call.cancel()
+
+
+async def test_a_neuron_that_is_approved_while_it_is_being_turned_away_is_let_in(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def approved_meanwhile(*of: Any) -> errors.Refused | None:
+        await approve(federation)
+        return await turned_away(*of)
+
+    monkeypatch.setattr(stream, "turned_away", approved_meanwhile)
+    neuron = BareNeuron(federation, (await join(federation)).token.token)
+    await neuron.hello()
+    neuron.call.cancel()
+
+
+async def test_a_pull_during_which_the_neuron_is_approved_is_to_be_made_again(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def let_in(*of: Any) -> None:
+        """As the gate, had it been asked a moment later."""
+
+    async def approved_meanwhile(*of: Any) -> errors.Refused | None:
+        await approve(federation)
+        return await turned_away(*of)
+
+    monkeypatch.setattr(auth.Authentication, "_check_standing", let_in)
+    monkeypatch.setattr(pull, "turned_away", approved_meanwhile)
+    metadata = bearer((await join(federation)).token.token)
+    request = pb.PullCommandsRequest(instance_id="i")
+    refused = await refusal(federation.session.PullCommands(request, metadata=metadata))
+    assert refused[:2] == (grpc.StatusCode.ABORTED, "CONFLICT")
+    assert (await federation.session.PullCommands(request, metadata=metadata)).epoch
 
 
 async def test_a_stranger_that_is_rejected_is_shut_out_with_its_token(
