@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -172,13 +173,20 @@ class Registration:
     async def _own_identity(
         self, neuron_id: str, metadata: auth.Metadata | None
     ) -> NeuronIdentity | errors.Refused:
-        """Whom the call's neuron token names, or why it does not count."""
+        """Whom the call's neuron token names, or why it does not count.
+
+        Raises:
+            errors.Refused: that cannot be told now. To go on by the enrollment token would end a
+                token that may be good.
+        """
         token = auth.neuron_token(metadata)
         if token is None:
             return errors.credential_missing()
         try:
             identity = await self._tokens.identify(token, to_renew=True)
         except errors.Refused as refused:
+            if refused.code is not grpc.StatusCode.UNAUTHENTICATED:
+                raise
             return refused
         return identity if identity.neuron_id == neuron_id else errors.not_this_neuron(neuron_id)
 

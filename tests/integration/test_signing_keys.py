@@ -15,7 +15,7 @@ import jwt
 import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from federation.v1 import access_service_pb2 as pb
 from federation.v1 import neuron_pb2, session_service_pb2
@@ -107,6 +107,29 @@ async def test_a_neuron_that_registers_again_shows_a_new_key_to_a_server_that_do
         metadata=bearer(token),
     )
     assert not answer.created
+
+
+async def test_a_token_that_cannot_be_looked_at_now_is_not_replaced_by_enrolling_anew(
+    servers: tuple[Federation, Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = servers
+    token = await one.register("n1")
+    secret = await one.enrollment_token(allow_reenrollment=True, max_uses=1)
+    await rotate(one)
+    token = await refresh(one, token)
+    monkeypatch.setattr(tokens, "LOOK_TIMEOUT_S", 0.1)
+    async with one.app.database.begin() as connection:  # the other one cannot read the keys
+        await connection.execute(text("LOCK TABLE signing_keys IN ACCESS EXCLUSIVE MODE"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await two.session.Register(
+                session_service_pb2.RegisterRequest(
+                    description=neuron_pb2.NeuronDescription(neuron_id="n1", type="worker"),
+                    enrollment_token=secret,
+                ),
+                metadata=bearer(token),
+            )
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await refresh(one, token)
 
 
 async def test_no_neuron_is_refused_while_keys_rotate_with_overlap(
