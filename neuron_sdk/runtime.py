@@ -31,7 +31,7 @@ from neuron_sdk.logs import get_logger
 from neuron_sdk.mode import Mode
 from neuron_sdk.offload import offload
 from neuron_sdk.pull_session import PullSession
-from neuron_sdk.registration import Registration, TokenFile
+from neuron_sdk.registration import Registration, SecretFile
 from neuron_sdk.reporter import Reporter
 from neuron_sdk.reports import Reports
 from neuron_sdk.restart import SUCCEEDED, failed_restart
@@ -331,7 +331,10 @@ class Runtime:
             tls=settings.tls,
             instance_id=self._instance_id,
             registration=Registration(
-                self._parts.description, settings.enrollment_token, TokenFile(self._state.token)
+                self._parts.description,
+                settings.enrollment_token,
+                token=SecretFile(self._state.token),
+                request_id=SecretFile(self._state.request),
             ),
             enrollable=bool(settings.enrollment_token),
             spool=self._spool,

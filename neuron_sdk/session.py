@@ -292,8 +292,7 @@ class Session:
                     raise failure
                 return
             if message.WhichOneof("message") == "token_rotation":
-                await self._registration.keep(message.token_rotation.token)
-                _log.info("token renewed", action="token.renewed")
+                await self._registration.renewed(message.token_rotation.token)
             self._obey_message(message)
 
     def _obey_message(self, message: pb.FederationMessage) -> None:

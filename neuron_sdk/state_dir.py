@@ -60,6 +60,11 @@ class StateDir:
         """The neuron's token."""
         return self.path / "token"
 
+    @property
+    def request(self) -> Path:
+        """Of a Register whose token is not kept yet, the request_id."""
+        return self.path / "request"
+
     def release(self) -> None:
         """Unlock it."""
         if self._handle >= 0:
