@@ -43,10 +43,6 @@ PROBE_INTERVAL_S = 0.5
 """How often a PostgreSQL that is away is asked whether it is back."""
 
 
-_END = {None: SessionEnd.REVOKED, Lifecycle.DEACTIVATED: SessionEnd.DEACTIVATED}
-"""Why a session is over that is not its neuron's newest; SUPERSEDED for what is not here."""
-
-
 class DatabaseObserver(Protocol):
     """Is told when PostgreSQL comes and goes."""
 
@@ -147,13 +143,14 @@ class Lease:
 
     async def _compare_sessions(self, connection: Connection) -> None:
         """Ends the sessions that are over, and opens those again that only seemed to be."""
-        current = {session.neuron_id: session.epoch for session in self._sessions}
-        for stale in await session_store.stale(connection, list(current.items())):
-            session = self._sessions.get(stale.neuron_id)
-            if session is None or session.epoch != current[stale.neuron_id]:
+        current = {session.neuron_id: session for session in self._sessions}
+        asked = [(each.neuron_id, each.epoch, each.session_id) for each in current.values()]
+        for stale in await session_store.stale(connection, asked):
+            session = current[stale.neuron_id]
+            if self._sessions.get(stale.neuron_id) is not session:
                 continue
             if not stale.newest:
-                session.finish(_END.get(stale.lifecycle, SessionEnd.SUPERSEDED))
+                session.finish(_why_over(stale))
             elif session.end is None:
                 log.warning(
                     "session opened again: it was closed while this server seemed dead",
@@ -175,3 +172,10 @@ class Lease:
             self._database.lost()
             log.error("PostgreSQL is away", action="database_down", reason=reason)
         await self._on_change(up=up)
+
+
+def _why_over(stale: session_store.StaleSession) -> SessionEnd:
+    """Why a session is over that is not its neuron's newest."""
+    if stale.lifecycle is Lifecycle.DEACTIVATED:
+        return SessionEnd.DEACTIVATED
+    return SessionEnd.SUPERSEDED if stale.superseded else SessionEnd.REVOKED

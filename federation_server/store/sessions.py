@@ -180,27 +180,34 @@ class StaleSession:
     neuron_id: str
     newest: bool
     """It is the newest: somebody closed it."""
+    superseded: bool
+    """Another one has begun since, a stream or a process's; else somebody ended it for good."""
     lifecycle: Lifecycle | None
     """None: the neuron was deleted."""
 
 
+# Who ends a session raises the epoch, and leaves all that its Hello said. A process that begins one
+# leaves the session_id as well, and has a lease.
 _STALE = b"""
-SELECT b.neuron_id, coalesce(s.session_epoch = b.epoch, false), n.lifecycle::text
-FROM unnest(%s::text[], %s::int8[]) AS b (neuron_id, epoch)
+SELECT b.neuron_id, coalesce(s.session_epoch = b.epoch, false),
+       coalesce(s.session_id <> b.session_id OR s.lease_duration IS NOT NULL, false),
+       n.lifecycle::text
+FROM unnest(%s::text[], %s::int8[], %s::uuid[]) AS b (neuron_id, epoch, session_id)
 LEFT JOIN neuron_states s USING (neuron_id)
 LEFT JOIN neurons n USING (neuron_id)
 WHERE s.session_epoch IS DISTINCT FROM b.epoch OR NOT s.session_open
 """
 
 
-async def stale(connection: Connection, sessions: Sequence[tuple[str, int]]) -> list[StaleSession]:
-    """Those of the sessions (neuron_id, epoch) that the store does not have as open."""
+async def stale(
+    connection: Connection, sessions: Sequence[tuple[str, int, str]]
+) -> list[StaleSession]:
+    """Those of the sessions (neuron_id, epoch, session_id) that the store does not have as open."""
     if not sessions:
         return []
-    cursor = await connection.execute(
-        _STALE, ([neuron_id for neuron_id, _ in sessions], [epoch for _, epoch in sessions])
-    )
+    columns = [[each[column] for each in sessions] for column in range(3)]
+    cursor = await connection.execute(_STALE, columns)
     return [
-        StaleSession(neuron_id, newest, Lifecycle(lifecycle) if lifecycle else None)
-        for neuron_id, newest, lifecycle in await cursor.fetchall()
+        StaleSession(neuron_id, newest, superseded, Lifecycle(lifecycle) if lifecycle else None)
+        for neuron_id, newest, superseded, lifecycle in await cursor.fetchall()
     ]

@@ -17,6 +17,7 @@ from federation.v1 import access_service_pb2, fleet_service_pb2, heartbeat_pb2, 
 from federation.v1 import session_service_pb2 as pb
 from federation_server.app import App, StartError
 from federation_server.live import approvals
+from federation_server.live.notifier import Notifier
 from federation_server.rpc import auth, errors, pull, registration, stream
 from federation_server.rpc.standing import turned_away
 from federation_server.settings import Settings
@@ -329,6 +330,32 @@ async def test_revoked_tokens_end_the_stream_on_another_server_and_every_call(
                 "stolen",
             )
         await here.session.RefreshToken(pb.RefreshTokenRequest(), metadata=bearer(unused))
+
+
+@pytest.mark.parametrize("by", ["a stream", "a process", "an admin"])
+async def test_a_stream_whose_end_is_not_hinted_at_is_told_the_same_reason(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(Notifier, "_take", lambda notifier, payload: None)
+    async with running(database_url) as here, running(database_url) as there:
+        token = await there.register("n")
+        neuron, other = BareNeuron(there, token), BareNeuron(here, token)
+        await neuron.hello()
+        if by == "a stream":
+            await other.hello()
+        elif by == "a process":
+            await here.session.PullCommands(
+                pb.PullCommandsRequest(instance_id="i"), metadata=bearer(token)
+            )
+        else:
+            await here.access.RevokeNeuronTokens(
+                access_service_pb2.RevokeNeuronTokensRequest(neuron_id="n"), metadata=here.admin
+            )
+        async with asyncio.timeout(5):
+            code, _ = await neuron.end()
+        revoked, superseded = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.ABORTED
+        assert code is (revoked if by == "an admin" else superseded)
+        other.call.cancel()
 
 
 async def test_a_neuron_whose_tokens_were_revoked_comes_back_only_by_re_enrollment(
