@@ -232,7 +232,7 @@ class App:
         lifetime = TokenLifetime(self.settings.token_ttl, self.settings.token_renewal)
         tokens = await Tokens.load(self.database, lifetime)
         server = self._build_server(tokens)
-        rotation = TokenRotation(self.database, self.sessions, tokens.issue)
+        rotation = TokenRotation(self.database, self.sessions, tokens)
         port = self._bind(server)
         metrics_server = self._serve_metrics()
         self.doubt.start()

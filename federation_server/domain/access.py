@@ -80,6 +80,8 @@ class NeuronIdentity:
     """Its token is good while no newer one has been used, and none has been revoked since."""
     expire_time: datetime
     refresh_time: datetime
+    kid: str
+    """The key that has signed it."""
 
     @property
     def actor(self) -> str:

@@ -2,18 +2,20 @@
 
 The one before is good until the new one is used. A neuron's row is locked while its token is
 issued: who revokes its tokens comes before, and then none is issued, or after, and finds it old.
+A token whose key has retired gets no successor, and one whose key soon will gets it before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 import psycopg
 import structlog
 
-from federation_server.domain.access import IssuedToken
+from federation_server.domain.access import IssuedToken, NeuronIdentity
 from federation_server.live.session import Session, Sessions
 from federation_server.store import registration
 from federation_server.store.database import Database, OwnConnection, bounded, first_line
@@ -26,17 +28,24 @@ MOST_AT_ONCE = 100
 
 TIMEOUT_S = 10.0
 
-Issue = Callable[[str, int, datetime], IssuedToken]
-"""Makes a token for a neuron_id, of a generation, at a time of PostgreSQL's."""
+
+class Tokens(Protocol):
+    """Makes tokens."""
+
+    def issue(self, neuron_id: str, generation: int, now: datetime) -> IssuedToken:
+        """A token of that generation, at a time of PostgreSQL's."""
+
+    def due_time(self, neuron: NeuronIdentity) -> datetime | None:
+        """When a token is to have a successor; None if it is to have none any more."""
 
 
 class TokenRotation:
     """Rotates the tokens of this server's sessions."""
 
-    def __init__(self, database: Database, sessions: Sessions, issue: Issue) -> None:
+    def __init__(self, database: Database, sessions: Sessions, tokens: Tokens) -> None:
         """Rotates nothing before `run`."""
         self._sessions = sessions
-        self._issue = issue
+        self._tokens = tokens
         self._connection = OwnConnection(database, "rotation")
 
     async def run(self) -> None:
@@ -52,7 +61,12 @@ class TokenRotation:
     def _due(self, now: datetime) -> list[Session]:
         due = []
         for session in self._sessions:
-            if session.credential is not None and session.credential.refresh_time <= now:
+            if session.credential is None:
+                continue
+            time = self._tokens.due_time(session.credential)
+            if time is None:
+                session.credential = None
+            elif time <= now:
                 due.append(session)
                 if len(due) == MOST_AT_ONCE:
                     break
@@ -83,7 +97,7 @@ class TokenRotation:
     def _next(self, session: Session, lowest: int, now: datetime) -> IssuedToken | None:
         """The token behind the one that the neuron has; None if that is no longer good."""
         before = session.credential
-        if before is None or before.generation < lowest:
+        if before is None or before.generation < lowest or self._tokens.due_time(before) is None:
             return None
         generation = registration.newer_generation(before.generation, now)
-        return self._issue(session.neuron_id, generation, now)
+        return self._tokens.issue(session.neuron_id, generation, now)

@@ -61,6 +61,8 @@ RELOAD_PAUSE_S = 1.0
 LOOK_TIMEOUT_S = 3.0
 """How long a token with an unknown key may wait for a look."""
 
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)
+
 MAX_LENGTH = 4096
 """No token of ours comes near it; what is longer is not even parsed."""
 
@@ -148,7 +150,19 @@ class Tokens:
         if not keys:
             raise RuntimeError("there is no signing key")
         self._signing = keys[0]
-        self._secrets = {key.kid: key.secret for key in keys}
+        self._keys = {key.kid: key for key in keys}
+
+    def due_time(self, neuron: NeuronIdentity) -> datetime | None:
+        """When who holds a token on a stream is to get the next one: in the middle of its life, or,
+        if its key retires before, while that is good. None, if it has retired: others may know it,
+        and who has come with such a token is to get nothing by it that would outlast it.
+        """
+        key = self._keys.get(neuron.kid)
+        if key is None:
+            return None
+        if key is self._signing or key.retire_time is None:
+            return neuron.refresh_time
+        return neuron.refresh_time if neuron.refresh_time < key.retire_time else _AT_ONCE
 
     def issue(self, neuron_id: str, generation: int, now: datetime) -> IssuedToken:
         """A new token; `now` is the database's time."""
@@ -165,7 +179,7 @@ class Tokens:
         key = self._signing
         token = jwt.encode(claims, key.secret, algorithm=ALGORITHM, headers={"kid": key.kid})
         refresh_time = self._lifetime.refresh_time(now)
-        neuron = NeuronIdentity(neuron_id, generation, expire_time, refresh_time)
+        neuron = NeuronIdentity(neuron_id, generation, expire_time, refresh_time, key.kid)
         return IssuedToken(token, neuron)
 
     def verify(self, token: str, *, to_renew: bool = False) -> NeuronIdentity:
@@ -196,23 +210,24 @@ class Tokens:
             raise _refused(error) from error
 
     def _identity(self, token: str, *, to_renew: bool) -> NeuronIdentity:
-        claims = self._decode(token, self._lifetime.renewal if to_renew else timedelta())
+        kid, claims = self._decode(token, self._lifetime.renewal if to_renew else timedelta())
         return NeuronIdentity(
             neuron_id=claims["sub"],
             generation=claims["gen"],
             expire_time=datetime.fromtimestamp(claims["exp"], UTC),
             refresh_time=datetime.fromtimestamp((claims["iat"] + claims["exp"]) / 2, UTC),
+            kid=kid,
         )
 
-    def _decode(self, token: str, late: timedelta) -> dict[str, Any]:
+    def _decode(self, token: str, late: timedelta) -> tuple[str, dict[str, Any]]:
         if len(token) > MAX_LENGTH or not token.isascii():
             raise jwt.DecodeError("no token of ours")
-        secret = self._secrets.get(jwt.get_unverified_header(token).get("kid", ""))
-        if secret is None:
+        key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+        if key is None:
             raise _UnknownKey
         claims: dict[str, Any] = jwt.decode(
             token,
-            secret,
+            key.secret,
             algorithms=[ALGORITHM],
             audience=AUDIENCE,
             issuer=ISSUER,
@@ -227,7 +242,7 @@ class Tokens:
             raise jwt.InvalidTokenError("gen or iat")
         if claims["iat"] > (datetime.now(UTC) + MAX_AHEAD).timestamp():
             raise jwt.ImmatureSignatureError("iat")
-        return claims
+        return key.kid, claims
 
 
 def _refused(error: jwt.PyJWTError) -> errors.Refused:

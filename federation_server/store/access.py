@@ -95,6 +95,8 @@ class SigningKey:
 
     kid: str
     secret: bytes
+    retire_time: datetime | None = None
+    """None for the one that signs."""
 
 
 async def find_api_keys(
@@ -251,7 +253,7 @@ async def lock_signing_keys(connection: AsyncConnection) -> None:
 async def current_signing_keys(connection: AsyncConnection) -> Sequence[SigningKey]:
     """The keys that verify neuron tokens, the one that signs first."""
     rows = await connection.execute(
-        select(signing_keys.c.kid, signing_keys.c.secret)
+        select(signing_keys.c.kid, signing_keys.c.secret, signing_keys.c.retire_time)
         .where(or_(signing_keys.c.retire_time.is_(None), signing_keys.c.retire_time > func.now()))
         # One that is to be retired signs only where there is no other.
         .order_by(
@@ -260,4 +262,4 @@ async def current_signing_keys(connection: AsyncConnection) -> Sequence[SigningK
             signing_keys.c.kid,
         )
     )
-    return [SigningKey(kid, bytes(secret)) for kid, secret in rows]
+    return [SigningKey(kid, bytes(secret), retire_time) for kid, secret, retire_time in rows]
