@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from federation.v1 import access_service_pb2 as pb
+from federation.v1.session_service_pb2 import RegisterRequest
 from federation_server.domain.access import Admin, NeuronIdentity
 from federation_server.domain.audit import STRANGER, Entry, address, differences, fit_id
 from federation_server.live.refusals import Refusals
@@ -209,11 +210,20 @@ class Witness:
                 None,
                 None,
                 neuron_id=_named(request, subject.neuron_path),
-                request_id=_named(request, "request_id"),
+                request_id=logged_request_id(request),
                 outcome=refused.code.name,
                 reason=refused.reason_name,
             )
         )
+
+
+def logged_request_id(request: object) -> str:
+    """What the log says of a request's request_id. In a Register without an enrollment token that
+    is as good as a credential: who repeats the call gets the neuron's token.
+    """
+    if isinstance(request, RegisterRequest) and not request.enrollment_token:
+        return ""
+    return _named(request, "request_id")
 
 
 def _named(request: object, path: str) -> str:

@@ -98,7 +98,7 @@ class Registration:
         description = description_from_proto(request.description)
         own = await self._own_identity(description.neuron_id, metadata)
         if isinstance(own, NeuronIdentity):
-            response = await self._renewed(description, own, request.request_id)
+            response = await self._renewed(description, own, audit.logged_request_id(request))
             if response is not None:
                 return response
             own = errors.credential_invalid()
@@ -110,7 +110,9 @@ class Registration:
                 admitted = await _enroll(connection, description, request)
             else:
                 admitted = await _take_in(connection, description, request, self._mode, own)
-            await _record(connection, description.neuron_id, admitted, request.request_id)
+            await _record(
+                connection, description.neuron_id, admitted, audit.logged_request_id(request)
+            )
             response = await self._response(connection, description, admitted)
         return _logged(response, admitted)
 

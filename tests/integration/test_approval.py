@@ -204,6 +204,24 @@ async def test_a_repeated_call_of_a_stranger_gets_the_same_neuron_until_it_has_g
     assert (await refusal(join(federation, request_id=REQUEST_ID)))[1] == "NEURON_EXISTS"
 
 
+async def test_a_request_id_that_stands_for_a_credential_is_not_in_the_audit_log(
+    federation: Federation,
+) -> None:
+    await join(federation, request_id=REQUEST_ID)
+    await join(federation, request_id=REQUEST_ID)
+    await refusal(join(federation, request_id=f"another-{REQUEST_ID}"))
+
+    async def entries() -> list[access_service_pb2.AuditEntry]:
+        answer = await federation.access.ListAuditEntries(
+            access_service_pb2.ListAuditEntriesRequest(), metadata=federation.admin
+        )
+        found = list(answer.entries)
+        return found if any(entry.reason == "NEURON_EXISTS" for entry in found) else []
+
+    found = await eventually(entries, describe="the refused one is there too")
+    assert REQUEST_ID not in str(found)
+
+
 async def test_a_request_id_that_could_be_guessed_is_no_proof(federation: Federation) -> None:
     short = "r" * (applications.SECRET_LENGTH - 1)
     await join(federation, request_id=short)
