@@ -115,6 +115,19 @@ async def test_an_enrollment_token_enrolls_what_it_is_pinned_to(office: Office) 
     assert answer.created
 
 
+async def test_what_a_neuron_enrolled_as_binds_it_no_longer_but_what_an_admin_set_does(
+    office: Office,
+) -> None:
+    token = await office.enrollment_token(neuron_type="worker", labels={"zone": "eu"})
+    first = await office.register(enrollment_token=token, labels={"zone": "eu"})
+    second = await office.register(own=first.token.token, type="other", labels={"zone": "us"})
+    assert second.neuron.description.type == "other"
+    assert dict(second.neuron.description.labels) == {"zone": "us"}
+    await office.change(labels={"zone": "eu"}, overridden_fields=["labels"])
+    third = await office.register(own=first.token.token, labels={"zone": "us"})
+    assert dict(third.neuron.description.labels) == {"zone": "eu"}
+
+
 async def test_an_enrollment_token_enrolls_no_more_than_max_uses_even_at_once(
     office: Office,
 ) -> None:
