@@ -63,6 +63,15 @@ _PREPARE_THRESHOLD = None
 """psycopg itself prepares nothing: after a ROLLBACK it would deallocate all that the connection has
 prepared, also by `store/pipeline.py`, which is the way of the hot statements."""
 
+_DEAD_PEERS: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""Dead peers are found by TCP within half a minute, not in two hours: a firewall forgets
+connections that say nothing, and who then uses one is told nothing."""
+
 _EVERYWHERE = (
     "timezone=UTC",
     # Who hangs up (`hang_up`) has given up: what it asked for must not wait for a lock for hours,
@@ -162,6 +171,7 @@ class Database:
                     f"-c {setting}"
                     for setting in (*_EVERYWHERE, f"statement_timeout={STATEMENT_TIMEOUT_MS}")
                 ),
+                **_DEAD_PEERS,
             },
         )
         event.listen(engine.sync_engine, "connect", self._pool_connected)
@@ -236,11 +246,7 @@ class Database:
             prepare_threshold=_PREPARE_THRESHOLD,
             application_name=f"federation-{name}",
             options=_OPTIONS,
-            # Dead peers are found by TCP within half a minute, not in two hours.
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=20_000,
+            **_DEAD_PEERS,
         )
         set_json_dumps(orjson.dumps, connection)
         set_json_loads(orjson.loads, connection)
