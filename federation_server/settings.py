@@ -314,11 +314,11 @@ class Settings(BaseSettings):
     @property
     def local_url(self) -> str:
         """How clients on this machine reach the gRPC port."""
-        if self.tls is None:
-            return self.address
-        host = "localhost" if self.host in {"0.0.0.0", "::", "[::]"} else self.host
+        everywhere = self.host in {"0.0.0.0", "::", "[::]"}
+        host = "localhost" if everywhere else self.host
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        return f"federations://{host}:{self.port}"
+        plain = "" if self.loopback or everywhere else "federation://"
+        return f"{plain if self.tls is None else 'federations://'}{host}:{self.port}"
 
     @property
     def admin_key_file(self) -> Path:

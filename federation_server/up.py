@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from federation_server import banner
 from federation_server.app import App, StartError, certificates_of, stop_signal
 from federation_server.console.trust import Trust
-from federation_server.domain.access import Role
+from federation_server.domain.access import Role, secret_hash
 from federation_server.domain.audit import SERVER, Entry, fit
 from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
@@ -72,6 +72,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
             banner.show(
                 settings,
                 admin_key=key,
+                lost_key="" if key else await _lost_key(settings, database),
                 enrollment_token=token,
                 demo=DEMO_NEURON if demo else None,
                 trust=local_trust(settings),
@@ -269,6 +270,21 @@ async def _seed_admin_key(settings: Settings, database: Database) -> str | None:
             " or set ADMIN_API_KEY"
         ) from None
     return seeded.secret
+
+
+async def _lost_key(settings: Settings, database: Database) -> str:
+    """Why the file of the admin key is of no use; "" if it is of use, or of none by right."""
+    if settings.admin_api_key is not None:
+        return ""
+    try:
+        kept = secret_hash(settings.admin_key_file.read_text("ascii", "replace").strip())
+    except OSError as error:
+        return f"not to be read ({error.strerror})"
+    async with database.begin() as connection:
+        found = (await access.find_api_keys(connection, [kept])).get(kept)
+    if found is None:
+        return "none that this federation knows (any more)"
+    return "expired" if found.expired else ""
 
 
 def _write_secret(path: Path, secret: str) -> None:

@@ -137,6 +137,7 @@ def test_up_on_mtls_without_a_certificate_says_why_there_is_no_demo_neuron(
     with up(folder, "up", **pki.environment(mtls=True)) as federation:
         output = federation.says("Ctrl-C stops everything")
         assert "demo_without_certificate" in output
+        assert "Clients show a certificate here: set FEDERATION_CLIENT_CERT_FILE" in output
         assert "demo-neuron" not in output
 
 

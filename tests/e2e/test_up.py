@@ -36,12 +36,17 @@ def up(folder: Path, *arguments: str, **environment: str) -> Iterator[Federation
             eventually_sync(lambda: gone(children), within=20, describe="nothing is left")
 
 
-def run(federation: FederationProcess, command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a shell command as the person at the terminal would."""
+def run(
+    federation: FederationProcess, command: str, *names: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a shell command as a person would in another terminal, where nothing is set but those
+    variables of the federation's.
+    """
     return subprocess.run(  # noqa: S602 - the banner's commands are meant for a shell
         command,
         shell=True,
-        env=federation.environment,
+        env={name: federation.environment[name] for name in ("HOME", "PATH", *names)},
+        cwd="/",
         capture_output=True,
         text=True,
         timeout=60,
@@ -86,6 +91,49 @@ def test_a_newcomer_sees_all_there_is_and_the_commands_work_as_printed(folder: P
         kept = federation.data_dir / "admin.key"
         assert kept.read_text().strip() == key[0]
         assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_line_that_starts_a_neuron_works_as_printed(folder: Path) -> None:
+    (folder / "my_neuron.py").write_text(
+        "from neuron_sdk import Neuron\nNeuron('mine', type='t').run()\n"
+    )
+    with up(folder, "up", "--no-demo") as federation:
+        output = federation.says("Ctrl-C stops everything")
+        (line,) = re.findall(r"^ +(.*python.* my_neuron\.py)$", output, re.MULTILINE)
+        given = {name: federation.environment[name] for name in ("HOME", "PATH")}
+        given["METRICS_PORT"] = "0"
+        neuron = subprocess.Popen(["sh", "-c", f"exec env {line}"], env=given, cwd=folder)
+        try:
+            listing = banner_commands(output)[0]
+
+            def online() -> bool:
+                return "ONLINE" in run(federation, listing).stdout
+
+            eventually_sync(online, within=30, describe="the neuron is online")
+        finally:
+            neuron.terminate()
+            assert neuron.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (None, "not to be read (No such file or directory)"),
+        ("", "none that this federation knows"),
+        ("fak_of-another-federation", "none that this federation knows"),
+    ],
+)
+def test_an_admin_key_that_is_of_no_use_is_said_at_the_start(
+    folder: Path, kept: str | None, said: str
+) -> None:
+    with up(folder, "up", "--no-demo") as federation:
+        federation.says("Ctrl-C stops everything")
+    file = federation.data_dir / "admin.key"
+    file.unlink()
+    if kept is not None:
+        file.write_text(kept)
+    with up(folder, "up", "--no-demo") as federation:
+        assert f"admin key          {said}" in federation.says("Ctrl-C stops everything")
 
 
 def test_ctrl_c_stops_everything_in_order_and_leaves_nothing_behind(folder: Path) -> None:
@@ -213,7 +261,9 @@ def test_migrate_and_serve_work_on_a_postgresql_of_ones_own(
     with up(folder, "serve", DATABASE_URL=empty_database_url) as federation:
         federation.says("serving")
         server = shlex.quote(f"127.0.0.1:{federation.port}")
-        listing = run(federation, f"{FEDERATION} neurons list --server {server}")
+        listing = run(
+            federation, f"{FEDERATION} neurons list --server {server}", "FEDERATION_DATA_DIR"
+        )
         assert listing.returncode == 0, listing.stderr
         federation.process.send_signal(signal.SIGTERM)
         assert federation.ended() == 0
@@ -227,7 +277,8 @@ def test_what_a_start_does_to_keys_is_in_the_audit_log(folder: Path, database_ur
         with up(folder, "up", "--no-demo", **environment) as federation:
             federation.says("Ctrl-C stops everything")
             server = shlex.quote(f"127.0.0.1:{federation.port}")
-            exported = run(federation, f"{FEDERATION} audit export --server {server}").stdout
+            export = f"{FEDERATION} audit export --server {server}"
+            exported = run(federation, export, "ADMIN_API_KEY").stdout
     entries = [json.loads(line) for line in exported.splitlines()]
     assert {(entry["actor"], entry["method"], entry["outcome"]) for entry in entries} == {
         ("server", "", "OK")

@@ -63,6 +63,22 @@ def test_clients_on_this_machine_call_a_tls_server_by_a_name_that_its_certificat
 
 
 @pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "127.0.0.1:50051"),
+        ("0.0.0.0", "localhost:50051"),
+        ("::", "localhost:50051"),
+        ("10.0.0.5", "federation://10.0.0.5:50051"),
+        ("fed.example", "federation://fed.example:50051"),
+    ],
+)
+def test_clients_on_this_machine_call_a_plaintext_server_by_what_they_take_for_plaintext(
+    host: str, url: str
+) -> None:
+    assert settings.load(host=host, insecure=True).local_url == url
+
+
+@pytest.mark.parametrize(
     ("written", "seconds"), [("45", 45.0), ("0.05", 0.05), ("PT45S", 45.0), ("P1D", 86400.0)]
 )
 def test_a_span_is_written_as_seconds_or_as_iso_8601(
