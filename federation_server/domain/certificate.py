@@ -5,15 +5,26 @@ It works on the bytes of PEM files; the time is passed in, and who reads the fil
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 LONGEST_WARNING = timedelta(days=14)
 """A certificate that lives long is due this long before its end; others for their last quarter."""
+
+SHORTEST_RSA_BITS = 1024
+"""With a shorter key nobody agrees to a handshake."""
+
+_ODD_KEY = (
+    "holds a key of a kind that gRPC cannot serve with:"
+    " use EC P-256 (by its name) or RSA (not RSA-PSS) of 2048 bits"
+)
+_BEGINS = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----")
 
 
 class CertificateProblem(ValueError):
@@ -45,9 +56,12 @@ def read_certificates(pem: bytes) -> list[x509.Certificate]:
         CertificateProblem: there is none, or one is damaged.
     """
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        known = x509.load_pem_x509_certificates(pem)
+    except (ValueError, x509.InvalidVersion):
         raise CertificateProblem("holds no certificate in PEM format") from None
+    if len(known) < len(_BEGINS.findall(pem)):
+        raise CertificateProblem("holds a certificate that is cut off")
+    return known
 
 
 def host_names(pem: bytes) -> tuple[str, ...]:
@@ -67,47 +81,87 @@ def host_names(pem: bytes) -> tuple[str, ...]:
     return (*hosts, *map(str, addresses))
 
 
-def check_pair(certificate: bytes, key: bytes, now: datetime) -> Validity:
-    """How long a server's certificate (with those that follow it in its chain) is valid.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A server's certificate with its chain, and its key: PEM that holds nothing else."""
+
+    certificate: bytes
+    key: bytes
+    validity: Validity
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """The CAs of clients: PEM that holds nothing else."""
+
+    certificates: bytes
+    validity: Validity
+
+
+def read_pair(certificate: bytes, key: bytes, now: datetime) -> Pair:
+    """A server's certificate (with those that follow it in its chain) and its key, written anew:
+    what was checked here is then what gRPC reads, whose reader knows fewer ways to write it.
 
     Raises:
         CertificateProblem: it cannot be read, or is not valid now.
         KeyProblem: the key cannot be read, or belongs to another certificate.
     """
     chain = read_certificates(certificate)
-    _check_key(key, chain[0])
-    return _check_validity(chain, now)
+    own = _read_key(key, chain[0])
+    return Pair(_to_pem(chain), own, _check_validity(chain, now))
 
 
-def check_authorities(pem: bytes, now: datetime) -> Validity:
-    """How long the CAs of clients, or those of them that are valid now, are all valid.
+def read_authorities(pem: bytes, now: datetime) -> Authorities:
+    """The CAs of clients, and how long those of them that are valid now are all valid.
 
     Raises:
         CertificateProblem: there is none that is valid now.
     """
     known = read_certificates(pem)
     usable = [each for each in known if each.not_valid_before_utc <= now < _end(each)]
-    return _check_validity(usable or known, now)
+    return Authorities(_to_pem(known), _check_validity(usable or known, now))
 
 
-def _check_key(pem: bytes, certificate: x509.Certificate) -> None:
+def _read_key(pem: bytes, certificate: x509.Certificate) -> bytes:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
+        public = certificate.public_key()
     except TypeError:
         raise KeyProblem("is encrypted: give the key without a passphrase") from None
+    except UnsupportedAlgorithm:
+        raise KeyProblem(_ODD_KEY) from None
     except ValueError:
         raise KeyProblem("holds no private key in PEM format") from None
-    if not _serves(key):
-        raise KeyProblem("holds a key of a kind that gRPC cannot serve with: use EC P-256 or RSA")
-    if key.public_key() != certificate.public_key():
+    if not (_serves(key) and _is_plain(certificate)):
+        raise KeyProblem(_ODD_KEY)
+    if key.public_key() != public:
         raise KeyProblem("does not fit the certificate: name the key that it was made with")
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
 
 
 def _serves(key: object) -> bool:
     """Whether gRPC's clients (BoringSSL as it comes) agree to that kind of key."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1))
-    return isinstance(key, rsa.RSAPrivateKey)
+    return isinstance(key, rsa.RSAPrivateKey) and key.key_size >= SHORTEST_RSA_BITS
+
+
+def _is_plain(certificate: x509.Certificate) -> bool:
+    """Whether its key is written as BoringSSL reads one: not as RSA-PSS, nor as a curve that is
+    spelled out in place of its name.
+    """
+    plain = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return plain in certificate.tbs_certificate_bytes
+
+
+def _to_pem(certificates: list[x509.Certificate]) -> bytes:
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
 
 
 def _check_validity(certificates: list[x509.Certificate], now: datetime) -> Validity:

@@ -22,8 +22,8 @@ from federation_server.domain.certificate import (
     CertificateProblem,
     KeyProblem,
     Validity,
-    check_authorities,
-    check_pair,
+    read_authorities,
+    read_pair,
 )
 from federation_server.live.metrics import Metrics
 from federation_server.settings import TlsFiles
@@ -170,19 +170,21 @@ class Certificates:
         files, now = self.files, self._clock()
         certificate = _content("TLS_CERT_FILE", files.certificate)
         key = _content("TLS_KEY_FILE", files.key)
-        client_ca = _content("TLS_CLIENT_CA_FILE", files.client_ca) if files.client_ca else None
         try:
-            validity = {"server": check_pair(certificate, key, now)}
+            own = read_pair(certificate, key, now)
         except KeyProblem as problem:
             raise _unusable("TLS_KEY_FILE", files.key, str(problem)) from None
         except CertificateProblem as problem:
             raise _unusable("TLS_CERT_FILE", files.certificate, _renew_it(problem)) from None
-        if files.client_ca is not None and client_ca is not None:
-            try:
-                validity["client_ca"] = check_authorities(client_ca, now)
-            except CertificateProblem as problem:
-                raise _unusable("TLS_CLIENT_CA_FILE", files.client_ca, _renew_it(problem)) from None
-        return TlsMaterial(certificate, key, client_ca, validity)
+        if files.client_ca is None:
+            return TlsMaterial(own.certificate, own.key, None, {"server": own.validity})
+        client_ca = _content("TLS_CLIENT_CA_FILE", files.client_ca)
+        try:
+            theirs = read_authorities(client_ca, now)
+        except CertificateProblem as problem:
+            raise _unusable("TLS_CLIENT_CA_FILE", files.client_ca, _renew_it(problem)) from None
+        validity = {"server": own.validity, "client_ca": theirs.validity}
+        return TlsMaterial(own.certificate, own.key, theirs.certificates, validity)
 
 
 def _mark(path: Path | None) -> object:

@@ -16,10 +16,12 @@ from structlog.testing import capture_logs
 from federation.v1 import fleet_service_pb2, fleet_service_pb2_grpc
 from federation.v1.report_pb2 import AnalyticsReport
 from federation_server.app import StartError
+from federation_server.domain.authority import Issued
 from federation_server.live import certificates
 from tests.support.federation import BareNeuron, Federation, connected, running
-from tests.support.pki import Pki, shown_serial
+from tests.support.pki import Pki, serial, shown_serial
 from tests.support.waiting import eventually
+from tests.unit.test_certificates import unheard_of_curve
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 
@@ -184,6 +186,27 @@ async def test_a_broken_renewal_is_said_also_while_nobody_connects(
         async with running(database_url, tls=pki.credentials(), **pki.settings()):
             pki.key.unlink()
             await eventually(said, describe="the error in the log")
+
+
+async def test_a_server_outlives_a_renewal_by_a_key_that_nobody_has_heard_of(
+    federation: Federation, pki: Pki
+) -> None:
+    before = await serial_shown(federation)
+    unheard_of_curve(pki)
+    certificates = federation.app.certificates
+    assert certificates is not None
+    await asyncio.to_thread(certificates.renewed, thorough=True)  # as `run` does
+    assert await serial_shown(federation) == before
+    assert await answers(federation, pki.credentials()) == (OK, "")
+
+
+async def test_grpc_reads_whatever_file_was_found_to_be_whole(
+    federation: Federation, pki: Pki
+) -> None:
+    issued = pki.server()
+    mark = b"\xef\xbb\xbf"  # which BoringSSL's reader stumbles over
+    pki.renew(Issued(mark + issued.certificate, mark + issued.key, issued.expire_time))
+    assert await serial_shown(federation) == serial(issued.certificate)
 
 
 async def test_a_server_does_not_start_with_an_expired_certificate(

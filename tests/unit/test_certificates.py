@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from structlog.testing import capture_logs
 
 from federation_server.domain.authority import Authority, AuthorityError
-from federation_server.domain.certificate import check_pair, host_names
+from federation_server.domain.certificate import host_names, read_pair
 from federation_server.live.certificates import (
     SETTLES_WITHIN,
     Certificates,
@@ -47,6 +50,15 @@ def files(pki: Pki, *, mtls: bool = False) -> TlsFiles:
 
 def actions(logs: list[Any]) -> list[str]:
     return [line["action"] for line in logs]
+
+
+def edited(pem: bytes, old: bytes, new: bytes) -> bytes:
+    """A PEM text in whose content some bytes are replaced."""
+    begin, *lines, end = pem.decode().splitlines()
+    der = base64.b64decode("".join(lines))
+    assert old in der
+    content = base64.b64encode(der.replace(old, new)).decode()
+    return "\n".join([begin, *textwrap.wrap(content, 64), end, ""]).encode()
 
 
 def pem(key: Any, password: bytes | None = None) -> bytes:
@@ -99,6 +111,29 @@ def odd_curve(pki: Pki) -> None:
     pki.write("server.key", pem(ec.generate_private_key(ec.SECP521R1())))
 
 
+def unheard_of_curve(pki: Pki) -> None:
+    p256, prime239v1 = (bytes.fromhex(f"06082a8648ce3d0301{last}") for last in ("07", "04"))
+    pki.write("server.key", edited(pki.key.read_bytes(), p256, prime239v1))
+
+
+def rsa_pss(pki: Pki) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + A_DAY).sign(
+        key, hashes.SHA256()
+    )
+    rsa_plain, pss = (bytes.fromhex(f"2a864886f70d0101{last}") for last in ("010500", "0a3000"))
+    own = made.public_bytes(serialization.Encoding.PEM)
+    pki.write("server.crt", edited(own, rsa_plain, pss))
+    pki.write("server.key", pem(key))
+
+
+def cut_off(pki: Pki) -> None:
+    ca = pki.authority.certificate
+    pki.write("server.crt", pki.certificate.read_bytes() + ca[: len(ca) // 2])
+
+
 def old_ca(pki: Pki) -> None:
     then = datetime.now(UTC) - timedelta(days=4000)
     pki.write("ca.crt", Authority.make(then).certificate)
@@ -114,8 +149,11 @@ def old_ca(pki: Pki) -> None:
         (no_pem, "FEDERATION_TLS_CERT_FILE", "no certificate in PEM format"),
         (no_key, "FEDERATION_TLS_KEY_FILE", "no private key in PEM format"),
         (encrypted, "FEDERATION_TLS_KEY_FILE", "without a passphrase"),
-        (odd_key, "FEDERATION_TLS_KEY_FILE", "use EC P-256 or RSA"),
-        (odd_curve, "FEDERATION_TLS_KEY_FILE", "use EC P-256 or RSA"),
+        (odd_key, "FEDERATION_TLS_KEY_FILE", "use EC P-256"),
+        (odd_curve, "FEDERATION_TLS_KEY_FILE", "use EC P-256"),
+        (unheard_of_curve, "FEDERATION_TLS_KEY_FILE", "use EC P-256"),
+        (rsa_pss, "FEDERATION_TLS_KEY_FILE", "not RSA-PSS"),
+        (cut_off, "FEDERATION_TLS_CERT_FILE", "holds a certificate that is cut off"),
         (old_ca, "FEDERATION_TLS_CLIENT_CA_FILE", "expired on"),
     ],
 )
@@ -134,6 +172,17 @@ def test_files_that_cannot_be_used_are_named_in_one_line_with_the_remedy(
 def test_certificate_and_key_may_be_one_file(pki: Pki) -> None:
     both = pki.write("both.pem", pki.key.read_bytes() + pki.certificate.read_bytes())
     Certificates(TlsFiles(both, both, None), Metrics())
+
+
+def test_what_is_shown_is_the_certificate_alone_however_its_file_is_written(pki: Pki) -> None:
+    own, key = pki.certificate.read_bytes(), pki.key.read_bytes()
+    mark = b"\xef\xbb\xbf"
+    pki.write("server.crt", mark + b"  ".join((b"subject=x\n" + own).splitlines(keepends=True)))
+    pki.write("server.key", mark + key.replace(b"\n", b"\r\n"))
+    pki.write("ca.crt", mark + b"issuer=x\n" + pki.authority.certificate)
+    shown = Certificates(files(pki, mtls=True), Metrics()).renewed()
+    assert (shown.certificate, shown.key) == (own, key)
+    assert shown.client_ca == pki.authority.certificate
 
 
 def test_clients_cas_may_be_many_of_which_some_have_expired(pki: Pki) -> None:
@@ -169,7 +218,7 @@ def test_it_is_due_two_weeks_before_its_end_or_in_its_last_quarter(
     pki: Pki, life: timedelta, warned_before: timedelta
 ) -> None:
     issued = pki.server(life=life)
-    validity = check_pair(issued.certificate, issued.key, datetime.now(UTC))
+    validity = read_pair(issued.certificate, issued.key, datetime.now(UTC)).validity
     assert abs(validity.expire_time - validity.due_time - warned_before) < timedelta(minutes=20)
 
 
@@ -209,7 +258,9 @@ def test_between_its_two_files_a_renewal_changes_nothing_and_is_no_error(pki: Pk
     assert actions(logs) == ["certificate_renewed"]
 
 
-@pytest.mark.parametrize("break_it", [missing, other_key, expired, no_pem])
+@pytest.mark.parametrize(
+    "break_it", [missing, other_key, expired, no_pem, unheard_of_curve, cut_off]
+)
 def test_a_broken_renewal_keeps_the_old_certificate_and_is_logged_once(
     pki: Pki, break_it: Callable[[Pki], None]
 ) -> None:
