@@ -156,8 +156,20 @@ def test_a_file_that_is_away_for_a_moment_is_as_it_was(pki: Pki) -> None:
     content = pki.ca.read_bytes()
     pki.ca.unlink()
     assert settings.tls.read() == before == (content, None, None)
-    pki.write("ca.crt", b"renewed")
-    assert settings.tls.read() == (b"renewed", None, None)
+    renewed = Pki(pki.ca.parent / "other").ca.read_bytes()
+    pki.write("ca.crt", renewed)
+    assert settings.tls.read() == (renewed, None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_a_file_of_cas_that_is_emptied_does_not_mean_that_the_public_ones_are_trusted(
+    pki: Pki, content: bytes
+) -> None:
+    settings = resolve(NeuronConfig(), {**ID, **pki.client_environment()})
+    assert settings.tls is not None
+    trusted = pki.ca.read_bytes()
+    pki.ca.write_bytes(content)
+    assert settings.tls.read() == (trusted, None, None)
 
 
 @pytest.mark.parametrize(
