@@ -59,7 +59,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         if wait_s := self._parts.admission.admit(Entry.REGISTER):
             raise errors.server_busy(wait_s)
         try:
-            with self._parts.admission.under_way():
+            with self._parts.admission.under_way(Entry.REGISTER):
                 response = await self._registration.register(request, metadata)
         except errors.Refused as refused:
             if refused.code in _NOT_LET_IN:

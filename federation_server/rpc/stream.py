@@ -27,7 +27,7 @@ from federation.v1.errors_pb2 import ErrorReason
 from federation_server.domain.access import NeuronIdentity
 from federation_server.domain.neuron import Presence
 from federation_server.domain.violation import Violation
-from federation_server.live.admission import Admission
+from federation_server.live.admission import Admission, Entry
 from federation_server.live.approvals import Approvals, Waited
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.metrics import Metrics
@@ -204,7 +204,7 @@ class NeuronStream:
         return session, opened
 
     async def _opened(self, new: store.NewSession) -> store.OpenedSession | None:
-        with self._parts.admission.under_way():
+        with self._parts.admission.under_way(Entry.CONNECT):
             return await self._parts.opener.open(new)
 
     def _welcome(self, session: Session, opened: store.OpenedSession) -> pb.FederationMessage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,9 +116,18 @@ def test_a_storm_of_registrations_keeps_no_stream_out() -> None:
     assert refused(metrics, "connect") == 0
 
 
+def test_registrations_that_are_being_served_keep_no_stream_out() -> None:
+    one, _, _ = admission(rate=10_000, burst=10_000)
+    with ExitStack() as stack:
+        while one.admit(Entry.REGISTER) == 0.0:
+            stack.enter_context(one.under_way(Entry.REGISTER))
+        assert one.admit(Entry.CONNECT) == 0.0
+    assert one.admit(Entry.REGISTER) == 0.0
+
+
 def test_while_too_many_are_being_served_nobody_is_let_in_whatever_the_rate_says() -> None:
     one, metrics, clock = admission(rate=10_000, burst=10_000)
-    blocks = [one.under_way() for _ in range(live.MOST_UNDER_WAY)]
+    blocks = [one.under_way(Entry.CONNECT) for _ in range(live.MOST_UNDER_WAY)]
     for block in blocks:
         block.__enter__()
     assert one.admit(Entry.CONNECT) > 0.0

@@ -27,6 +27,8 @@ from tests.support.waiting import eventually
 FLOOD = 100_000
 CUTS = 2_000
 CALLS = 3_000
+REGISTRATIONS = 300
+"""More than are served at a time."""
 PROMPT_S = 5.0
 """Within what an operator is answered, on a machine that a flood has for itself else."""
 
@@ -138,11 +140,11 @@ async def test_a_flood_of_neurons_and_guesses_keeps_no_operator_out(doomed: Post
                     process.join()
 
 
-async def test_registrations_that_wait_in_the_database_keep_no_operator_waiting(
+async def test_registrations_that_wait_in_the_database_keep_no_operator_waiting_and_no_neuron(
     database_url: str,
 ) -> None:
     async with running(database_url) as federation:
-        await federation.register("n")
+        token = await federation.register("n")
         secret = await federation.enrollment_token()
         async with await federation.app.database.connect("test") as connection:
             await connection.execute(b"BEGIN")
@@ -158,7 +160,7 @@ async def test_registrations_that_wait_in_the_database_keep_no_operator_waiting(
                         )
                     )
                 )
-                for number in range(30)
+                for number in range(REGISTRATIONS)
             ]
 
             async def wait() -> bool:
@@ -170,11 +172,19 @@ async def test_registrations_that_wait_in_the_database_keep_no_operator_waiting(
                 return await waiting.fetchone() == (NEURONS_POOL_SIZE,)
 
             await eventually(wait, describe="registrations have all the connections they may")
+            await eventually(
+                lambda: any(call.done() for call in registering),
+                describe="no more of them are taken on",
+            )
+            async with asyncio.timeout(PROMPT_S):
+                neuron = BareNeuron(federation, token)
+                await neuron.hello()
+            neuron.call.cancel()
             async with asyncio.timeout(PROMPT_S):
                 await shown(federation, "n")
                 await issue(federation, "n")
             await connection.execute(b"COMMIT")
-        await asyncio.gather(*registering)
+        await asyncio.gather(*registering, return_exceptions=True)
 
 
 async def test_a_neuron_that_never_reads_is_sent_home_all_the_same(database_url: str) -> None:
