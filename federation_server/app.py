@@ -29,6 +29,7 @@ from federation_server.domain.neuron import Presence
 from federation_server.live.admission import Admission
 from federation_server.live.approvals import Approvals
 from federation_server.live.certificates import Certificates, CertificateUnusable
+from federation_server.live.descriptors import Descriptors
 from federation_server.live.dispatcher import Dispatcher
 from federation_server.live.doubt import SelfDoubt
 from federation_server.live.housekeeping import Housekeeping
@@ -180,6 +181,7 @@ class App:
         )
         self.key_uses = KeyUses(database)
         self.refusals = Refusals(database)
+        self.descriptors = Descriptors(self.metrics)
         self._server: grpc.aio.Server | None = None
         self.lease = Lease(
             database,
@@ -283,6 +285,7 @@ class App:
             self.silence.run,
             self.key_uses.run,
             self.refusals.run,
+            self.descriptors.run,
             self.lease.run,
         ]
         return works if self.certificates is None else [*works, self.certificates.run]

@@ -26,6 +26,7 @@ from federation_server.app import App, StartError, certificates_of, stop_signal
 from federation_server.console.trust import Trust
 from federation_server.domain.access import Role, secret_hash
 from federation_server.domain.audit import SERVER, Entry, fit
+from federation_server.live.descriptors import raise_limit
 from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
 from federation_server.store import access, audit, enrollment, partitions, schema_version
@@ -56,6 +57,7 @@ RESTART_INTERVAL_S = 1.0
 async def up(settings: Settings, *, demo: bool) -> None:
     """Runs everything until a signal comes."""
     _check_port(settings)
+    raise_limit()
     async with stop_signal() as stop, _postgres(settings, stop) as url:
         database = Database(url)
         await _until(stop, database.wait_until_ready())
@@ -92,6 +94,7 @@ async def serve(settings: Settings) -> None:
         SchemaMismatch: the schema is not this server's.
     """
     _check_port(settings)
+    raise_limit()
     database = Database(_database_url(settings))
     async with stop_signal() as stop:
         await _until(stop, database.wait_until_ready())

@@ -119,6 +119,16 @@ class Metrics:
             ["cause"],
             registry=self.registry,
         )
+        self.open_files = Gauge(
+            "federation_open_files",
+            "Files that the process has open; each connection is one",
+            registry=self.registry,
+        )
+        self.open_files_limit = Gauge(
+            "federation_open_files_limit",
+            "How many it may have open",
+            registry=self.registry,
+        )
         self.certificate_expire_time = Gauge(
             "federation_tls_certificate_expire_time_seconds",
             "When what the gRPC port speaks TLS with expires, in seconds since 1970",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import Counter
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from itertools import count
 from multiprocessing import get_context
 
@@ -15,6 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from federation.v1 import fleet_service_pb2, heartbeat_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
+from federation_server.live.descriptors import ENOUGH, LOOK_INTERVAL_S
 from federation_server.store.database import NEURONS_POOL_SIZE
 from tests.support.calls import shown
 from tests.support.faults import Postgres, calling, is_health, is_online, issue, report, serving
@@ -138,6 +140,31 @@ async def test_a_flood_of_neurons_and_guesses_keeps_no_operator_out(doomed: Post
                 for process in processes:
                     process.kill()
                     process.join()
+
+
+async def test_a_server_takes_what_connections_it_may_and_says_when_few_are_left(
+    doomed: Postgres,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with passable_folder() as folder, ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        try:  # which is what it starts with; its hard limit is the usual one
+            server = stack.enter_context(serving(doomed, folder))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        process = psutil.Process(server.process.pid)
+        assert process.rlimit(psutil.RLIMIT_NOFILE)[0] == min(before[1], ENOUGH)
+        async with AsyncExitStack() as channels:
+            for _ in range(150):
+                channel = grpc.aio.insecure_channel(server.address, options=ALONE)
+                await channels.enter_async_context(channel)
+                assert await is_health(Served(server.address, channel), HealthCheckResponse.SERVING)
+            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + 5, before[1]))
+            await eventually(
+                lambda: '"descriptors_few"' in server.output,
+                within=LOOK_INTERVAL_S + PROMPT_S,
+                describe="it says that few are left",
+            )
 
 
 async def test_registrations_that_wait_in_the_database_keep_no_operator_waiting_and_no_neuron(
