@@ -16,11 +16,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
 import structlog
-from prometheus_client import start_http_server
 
 from federation_server import __version__
 from federation_server.domain.access import EnrollmentMode, TokenLifetime
@@ -37,6 +35,7 @@ from federation_server.live.issuer import Issuer
 from federation_server.live.key_uses import KeyUses
 from federation_server.live.lease import Lease
 from federation_server.live.metrics import Metrics
+from federation_server.live.metrics_port import MetricsPort
 from federation_server.live.notifier import Notifier
 from federation_server.live.opener import Opener
 from federation_server.live.pacing import Pacing
@@ -236,7 +235,7 @@ class App:
         server = self._build_server(tokens)
         rotation = TokenRotation(self.database, self.sessions, tokens)
         port = self._bind(server)
-        metrics_server = self._serve_metrics()
+        metrics_port = self._serve_metrics()
         self.doubt.start()
         await self.lease.renew()
         try:
@@ -262,8 +261,7 @@ class App:
                         task.cancel()
         finally:
             await self.lease.leave()
-            metrics_server.shutdown()
-            metrics_server.server_close()
+            metrics_port.close()
             await self.database.close()
             log.info("stopped", action="server_stopped")
 
@@ -290,16 +288,15 @@ class App:
         ]
         return works if self.certificates is None else [*works, self.certificates.run]
 
-    def _serve_metrics(self) -> WSGIServer:
+    def _serve_metrics(self) -> MetricsPort:
         host, port = self.settings.metrics_host, self.settings.metrics_port
         try:
-            server, _ = start_http_server(port, host, self.metrics.registry)
+            return MetricsPort(host, port, self.metrics.registry)
         except OSError as error:
             raise StartError(
                 f"the metrics port {host}:{port} cannot be bound ({error.strerror}):"
                 " choose another with FEDERATION_METRICS_PORT"
             ) from None
-        return server
 
     async def _check_schema(self) -> None:
         await schema_version.check(self.database)
