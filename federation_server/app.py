@@ -133,7 +133,7 @@ class App:
             self.sessions, self.metrics, self.session_settings, rate=settings.heartbeat_rate
         )
         self.silence = Silence(
-            self.sessions, self.metrics, silent_after=settings.silent_stream_after
+            self.sessions, self.metrics, self.pacing, silent_after=settings.silent_stream_after
         )
         self.watchers = CommandWatchers(database)
         self.dispatcher = Dispatcher(database, self.server_id, self.sessions, self.metrics)

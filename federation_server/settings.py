@@ -185,7 +185,8 @@ class Settings(BaseSettings):
     )
     silent_stream_after: Span = Field(
         default=timedelta(hours=1),
-        description="A stream on which its neuron says nothing for that long is ended.",
+        description="A stream on which its neuron says nothing for that long is ended, but not "
+        "before the neuron is OFFLINE for its silence.",
     )
     offline_after: Span = Field(
         default=timedelta(seconds=30),

@@ -50,14 +50,25 @@ def judge(signs: Signs, now: datetime, *, offline_after: timedelta) -> Presence:
     if not times:
         return signs.presence
     silence = now - max(times)
-    patience = signs.heartbeat_timeout
-    if signs.session_open and signs.told_interval is not None:
-        patience = max(patience, TOLD_INTERVALS * signs.told_interval)
-    if silence >= 2 * patience:
+    told = signs.told_interval if signs.session_open else None
+    if silence >= silent_until_offline(signs.heartbeat_timeout, told):
         return Presence.OFFLINE
-    if silence >= patience:
+    if silence >= _patience(signs.heartbeat_timeout, told):
         return Presence.SUSPECT
     return signs.presence
+
+
+def silent_until_offline(
+    heartbeat_timeout: timedelta, told_interval: timedelta | None
+) -> timedelta:
+    """How long a neuron may be silent on an open stream until it is OFFLINE; the arguments are as
+    in Signs.
+    """
+    return 2 * _patience(heartbeat_timeout, told_interval)
+
+
+def _patience(heartbeat_timeout: timedelta, told_interval: timedelta | None) -> timedelta:
+    return max(heartbeat_timeout, TOLD_INTERVALS * (told_interval or timedelta()))
 
 
 def _stream_lost(signs: Signs) -> bool:

@@ -59,13 +59,18 @@ class Pacing:
         """What a new stream is told."""
         return self._settings
 
+    @property
+    def longest(self) -> timedelta:
+        """The longest interval that a stream may be keeping because it was told, or soon will."""
+        anyway = self._told_anyway.heartbeat_interval or timedelta()
+        return max(timedelta(seconds=max(self._wanted_s, self._kept_s)), anyway)
+
     def to_register(self) -> timedelta | None:
-        """The longest interval that a stream may be keeping because it was told, or soon will.
+        """The longest interval, or None.
 
         It is about to be written: from now on the register may say it.
         """
-        anyway = self._told_anyway.heartbeat_interval or timedelta()
-        longest = max(timedelta(seconds=max(self._wanted_s, self._kept_s)), anyway)
+        longest = self.longest
         self._registered_s = min(self._registered_s, longest.total_seconds())
         return longest or None
 

@@ -112,6 +112,7 @@ class Session:
         "end_detail",
         "epoch",
         "heard",
+        "heartbeat_timeout",
         "instance_id",
         "neuron_id",
         "on_end",
@@ -134,6 +135,8 @@ class Session:
         self.instance_id = instance_id
         self.spool_id = spool_id
         self.ack_sequence = 0
+        self.heartbeat_timeout = timedelta()
+        """How long its neuron may be silent until it is SUSPECT, as it was when it came."""
         self.heard = 0
         """How many messages have been read."""
         self.written = 0

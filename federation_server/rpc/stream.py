@@ -190,6 +190,7 @@ class NeuronStream:
             spool_id=new.spool_id,
         )
         session.credential = identity
+        session.heartbeat_timeout = opened.heartbeat_timeout
         for command_id, _ in new.running:  # it has them: no claim is their first
             session.first(command_id)
         parts.metrics.sessions_opened.inc()

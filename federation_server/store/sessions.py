@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from federation_server.domain.neuron import Lifecycle
 from federation_server.store.database import Connection
@@ -43,6 +43,8 @@ class OpenedSession:
     """How far the neuron's spool has been applied."""
     previous_server_id: str | None
     """The server that held the session before, if that was open."""
+    heartbeat_timeout: timedelta
+    """How long the neuron may be silent until it is SUSPECT; for twice as long, until OFFLINE."""
     astray: Sequence[tuple[str, int]]
     """What the neuron has accepted and not finished, and the ledger does not wait for."""
 
@@ -97,7 +99,7 @@ WITH asked AS (
         presence_reason = 'session opened'
     FROM before JOIN asked a USING (neuron_id)
     WHERE s.neuron_id = before.neuron_id
-    RETURNING s.neuron_id, s.session_epoch,
+    RETURNING s.neuron_id, s.session_epoch, s.heartbeat_timeout,
         CASE WHEN before.session_open THEN before.server_id END AS previous_server_id
 ), named AS (
     SELECT * FROM unnest($11::text[], $12::uuid[], $13::int8[])
@@ -118,7 +120,7 @@ SELECT a.neuron_id,
        EXISTS (SELECT FROM neurons n WHERE n.neuron_id = a.neuron_id
                AND n.lifecycle = 'ACTIVE' AND n.token_generation <= a.generation),
        o.session_epoch, now(),
-       coalesce(p.last_sequence, 0), o.previous_server_id,
+       coalesce(p.last_sequence, 0), o.previous_server_id, o.heartbeat_timeout,
        ARRAY(SELECT command_id::text || ' ' || attempt FROM named r
              WHERE r.neuron_id = a.neuron_id
                AND (command_id, attempt) NOT IN (SELECT command_id, attempt FROM running))
@@ -155,14 +157,14 @@ def open_later(
 
     async def opened() -> list[OpenedSession | Busy | None]:
         became: dict[str, OpenedSession | Busy | None] = {}
-        for neuron_id, stands, epoch, time, last_sequence, previous, astray in await answer:
+        for neuron_id, stands, epoch, time, last, previous, timeout, astray in await answer:
             if not stands:
                 became[neuron_id] = None
             elif epoch is None:
                 became[neuron_id] = Busy()
             else:
                 attempts = [_attempt(each) for each in astray]
-                became[neuron_id] = OpenedSession(epoch, time, last_sequence, previous, attempts)
+                became[neuron_id] = OpenedSession(epoch, time, last, previous, timeout, attempts)
         return [became[each.neuron_id] for each in new]
 
     return opened

@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from federation.v1 import command_service_pb2, heartbeat_pb2
+from federation.v1 import command_service_pb2, heartbeat_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation_server.rpc import deadlines
 from tests.support.calls import issue, shown
@@ -22,6 +23,7 @@ from tests.support.federation import BareNeuron, Federation, Served, connected, 
 from tests.support.plain_neuron import now
 from tests.support.waiting import eventually
 
+IMPATIENT = neuron_pb2.AlertThresholds(heartbeat_timeout=Duration(seconds=1))
 SMALL_WINDOW = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
 REGISTER = "/federation.v1.SessionService/Register"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -48,8 +50,8 @@ async def test_a_stream_on_which_its_neuron_falls_silent_is_ended_and_another_is
 ) -> None:
     async with (
         running(database_url, silent_stream_after="PT1S") as federation,
-        connected(federation, "silent") as silent,
-        connected(federation, "alive") as alive,
+        connected(federation, "silent", alert_thresholds=IMPATIENT) as silent,
+        connected(federation, "alive", alert_thresholds=IMPATIENT) as alive,
     ):
 
         async def beats() -> None:
@@ -70,6 +72,30 @@ async def test_a_stream_on_which_its_neuron_falls_silent_is_ended_and_another_is
         beating.cancel()
         await alive.send(sequence=1, send_time=now(), analytics_report=report("alive"))
         await alive.acked(1)
+
+
+@pytest.mark.usefixtures("_often")
+@pytest.mark.parametrize(
+    ("thresholds", "settings"),
+    [
+        (neuron_pb2.AlertThresholds(heartbeat_timeout=Duration(seconds=60)), {}),
+        (IMPATIENT, {"heartbeat_interval": "PT60S"}),
+    ],
+    ids=["its own", "told"],
+)
+async def test_a_stream_is_kept_whose_neuron_need_not_have_spoken_yet(
+    database_url: str, thresholds: neuron_pb2.AlertThresholds, settings: dict[str, str]
+) -> None:
+    async with (
+        running(database_url, silent_stream_after="PT0.2S", **settings) as federation,
+        connected(federation, "slow", alert_thresholds=thresholds) as slow,
+    ):
+        ended = asyncio.create_task(slow.end())
+        done, _ = await asyncio.wait({ended}, timeout=3.0)
+        assert not done
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+        assert given_up(federation, "silent") == 0
 
 
 @pytest.mark.usefixtures("_often")
