@@ -144,7 +144,7 @@ _HANDSHAKE = {
     "CERTIFICATE_VERIFY_FAILED": "the certificate of {server} is from a CA that is not trusted"
     " here: name its CA's file with FEDERATION_CA_FILE",
     "Hostname Verification": "the certificate of {server} is for other names: use one of them,"
-    " or give it this one too (`federation tls init --host`)",
+    " or give it this one too (`federation tls init` with a --host for every name)",
     "create security handshaker": "FEDERATION_CA_FILE, or the client's certificate with its key,"
     " is damaged or does not fit together",
     "handshake failed": "{server} and this command found no TLS in common",

@@ -19,6 +19,7 @@ from federation_server.console.leaf import noun, report
 from federation_server.console.tls_folder import CA, SERVER, TlsFolder
 from federation_server.console.trust import CA_FILE, CERT_FILE, KEY_FILE
 from federation_server.domain.authority import Authority, Issued
+from federation_server.domain.certificate import host_names
 from federation_server.settings import default_data_dir
 
 app = noun("TLS certificates for a first deployment, from a private CA.")
@@ -44,7 +45,8 @@ def init(
         list[str] | None,
         typer.Option(
             metavar="NAME_OR_IP",
-            help="What clients call the server by, beside localhost; may be repeated.",
+            help="What clients call the server by, beside localhost: every name, each with a "
+            "--host. Those before that are not among them are given up.",
             show_default="as before",
         ),
     ] = None,
@@ -68,6 +70,7 @@ def init(
     try:
         place = TlsFolder(folder.absolute() if folder else _default_folder())
         authority, is_new = place.authority(now)
+        before = place.server_names()
         made = tls_folder.issue(
             place,
             authority,
@@ -81,6 +84,10 @@ def init(
         raise typer.Exit(failure.exit_code) from None
     for line in _told(place, authority, made, is_new=is_new):
         typer.echo(line)
+    now_for = host_names(made[SERVER].certificate)
+    gone = [name for name in before if name not in now_for]
+    if gone:
+        typer.echo(_gone(gone), err=True)
 
 
 def _default_folder() -> Path:
@@ -103,6 +110,14 @@ def _told(
     return [*lines, "", *_for_server(place), "", *_for_clients(place, made[SERVER], clients)]
 
 
+def _gone(names: list[str]) -> str:
+    whom = ", ".join(names)
+    return (
+        f"federation: the certificate before was for {whom} too: clients that use that name do not"
+        " connect any more; run this again with a --host for every name to bring it back"
+    )
+
+
 def _for_server(place: TlsFolder) -> list[str]:
     return [
         "The server:",
@@ -114,7 +129,8 @@ def _for_server(place: TlsFolder) -> list[str]:
 
 
 def _for_clients(place: TlsFolder, server: Issued, clients: list[str]) -> list[str]:
-    host, ca = server.names[0], _quoted(place.certificate(CA))
+    name, ca = server.names[0], _quoted(place.certificate(CA))
+    host = f"[{name}]" if ":" in name else name
     url = f"federations://{host}:50051"
     lines = [
         f"Neurons, with a copy of {ca}:",

@@ -1,8 +1,8 @@
 """The folder of a private CA: ca.crt, ca.key, server.crt, server.key, client-NAME.crt and .key.
 
-The folder is its owner's alone (0700), and so are the keys in it (0600). A CA that is there is
-never overwritten. Every other file is replaced by a rename, so that a server which reads it
-meanwhile has the old or the new one in whole.
+The folder is its owner's alone (0700), and so are the keys in it (0600); also if root renews what
+belongs to the account of a server. A CA that is there is never overwritten. Every other file is
+replaced by a rename, so that a server which reads it meanwhile has the old or the new one in whole.
 """
 
 from __future__ import annotations
@@ -148,6 +148,9 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 def _create(path: Path, content: bytes, mode: int) -> None:
     """Writes a file that must not be there yet; it is on disk when this returns."""
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

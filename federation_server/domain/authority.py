@@ -193,9 +193,13 @@ def _issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 def _general_name(name: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
+        address = ipaddress.ip_address(name)
     except ValueError:
         pass
+    else:
+        if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+            raise AuthorityError(f"{name!r} is an address of this machine's own network card")
+        return x509.IPAddress(address)
     labels = name.removeprefix("*.").split(".")
     if len(name) > 253 or not all(map(_is_label, labels)):
         raise AuthorityError(f"{name!r} is neither a host name nor an IP address")

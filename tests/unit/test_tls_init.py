@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -85,6 +86,33 @@ def test_other_hosts_replace_those_before(folder: Path) -> None:
     assert set(names) == {"new.example", "10.0.0.7", "localhost", "127.0.0.1", "::1"}
 
 
+def test_names_that_are_given_up_are_told(folder: Path) -> None:
+    assert not init(folder, "--host", "old.example", "--host", "kept.example").stderr
+    said = init(folder, "--host", "new.example", "--host", "kept.example").stderr
+    assert "the certificate before was for old.example too" in said
+    assert "kept.example" not in said
+    assert not init(folder).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_renews_is_still_the_folders_owners(folder: Path) -> None:
+    init(folder)
+    owner = 12345
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, owner, owner)
+    init(folder, "--client", "ops")
+    assert {path.name: path.stat().st_uid for path in folder.iterdir()} == dict.fromkeys(
+        contents(folder), owner
+    )
+
+
+def test_an_ipv6_address_is_written_as_urls_want_it(folder: Path) -> None:
+    said = init(folder, "--host", "2001:db8::1").stdout
+    assert "FEDERATION_URL=federations://[2001:db8::1]:50051" in said
+    assert "[2001:db8::1]:50051 list" in said
+    assert not init(folder, "--host", "2001:DB8:0::1").stderr, "it is the same one"
+
+
 @pytest.mark.parametrize("lost", ["ca.key", "ca.crt"])
 def test_half_a_ca_is_not_overwritten(folder: Path, lost: str) -> None:
     init(folder)
@@ -119,6 +147,7 @@ def test_an_empty_folder_is_closed_to_others(folder: Path) -> None:
     ("arguments", "words"),
     [
         (["--host", "fed:50051"], "'fed:50051' is neither a host name nor an IP address"),
+        (["--host", "fe80::1%eth0"], "'fe80::1%eth0' is an address of this machine's own"),
         (["--client", "../x"], "--client '../x'"),
     ],
 )
