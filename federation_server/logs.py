@@ -1,15 +1,17 @@
 """How the server logs: one event a line, fields beside it, no secret among them.
 
 Fields and errors hold text that neurons and admins chose. No secret that such a text quotes is
-written, and nothing in it begins a line of its own or acts on the terminal that shows it.
+written, and nothing in it begins a line of its own or acts on the terminal that shows it. What
+anybody can have written by calling is written so often and no more: a flood fills no disk.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -23,6 +25,13 @@ _SECRET_FIELDS = frozenset(
     {"token", "secret", "password", "authorization", "key", "api_key", "enrollment_token"}
 )
 
+_ANYBODYS = frozenset({"rpc_refused"})
+"""The actions that a stranger can repeat at will."""
+
+MOST_ALIKE = 100
+ALIKE_S = 10.0
+"""Of those that are alike so many lines are written in so many seconds."""
+
 
 def configure(level: str, *, json: bool) -> None:
     """Sets up structlog for this process, on standard error.
@@ -33,6 +42,7 @@ def configure(level: str, *, json: bool) -> None:
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        Alike(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if json:
@@ -59,6 +69,34 @@ def configure(level: str, *, json: bool) -> None:
     )
     # Libraries that speak through `logging` are heard from WARNING on, in the same way.
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
+
+
+class Alike:
+    """Drops what is said too often: of RPCs that are refused, by method and reason. The next line
+    that is written says how many were left out.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing has been said yet; `clock` is in seconds."""
+        self._clock = clock
+        self._said: dict[tuple[str, ...], tuple[float, int]] = {}
+        """When the time began in which lines are counted, and their number since."""
+
+    def __call__(self, _logger: object, _method: str, event: Event) -> Event:
+        """The event, or an end of it."""
+        if event.get("action") not in _ANYBODYS:
+            return event
+        kind = tuple(str(event.get(name, "")) for name in ("action", "method", "reason", "level"))
+        now = self._clock()
+        began, count = self._said.get(kind, (now, 0))
+        if now - began >= ALIKE_S:
+            if count > MOST_ALIKE:
+                event["left_out"] = count - MOST_ALIKE
+            began, count = now, 0
+        self._said[kind] = (began, count + 1)
+        if count >= MOST_ALIKE:
+            raise structlog.DropEvent
+        return event
 
 
 class _Libraries(logging.Handler):

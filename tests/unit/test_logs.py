@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 
 from federation_server.domain.text import escape_line
+from federation_server.logs import Alike
 
 SECRETS = {
     "enrollment token": "fet_tj9huq8NS8ovrU5QQ5c-rd5JKeo6jDb3",
@@ -83,6 +85,27 @@ def test_no_text_begins_a_line_of_its_own_or_acts_on_a_terminal(form: str, text:
         events = [line for line in said.splitlines() if line[:1].strip()]
         assert [each.split("]")[1].split()[0] for each in events][:2] == ["said", "failed"]
         assert len(events) == 4
+
+
+def test_refusals_that_are_alike_fill_no_disk_and_the_others_are_all_said() -> None:
+    now = 0.0
+    alike = Alike(clock=lambda: now)
+
+    def says(action: str, **fields: str) -> int | None:
+        try:
+            event = alike(None, "info", {"action": action, **fields})
+        except structlog.DropEvent:
+            return None
+        left_out: int = event.get("left_out", 0)
+        return left_out
+
+    said = [says("rpc_refused", method="/m", reason="CREDENTIAL_INVALID") for _ in range(1000)]
+    assert [each for each in said if each is not None] == [0] * 100
+    assert says("rpc_refused", method="/m", reason="ROLE_TOO_LOW") == 0
+    assert [says("neuron_registered") for _ in range(1000)] == [0] * 1000
+    now = 10.0
+    assert says("rpc_refused", method="/m", reason="CREDENTIAL_INVALID") == 900
+    assert says("rpc_refused", method="/m", reason="CREDENTIAL_INVALID") == 0
 
 
 def test_a_traceback_in_json_holds_no_variables() -> None:

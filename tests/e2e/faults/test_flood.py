@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from collections import Counter
 from contextlib import AsyncExitStack, ExitStack, suppress
 from itertools import count
@@ -17,6 +18,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from federation.v1 import fleet_service_pb2, heartbeat_pb2, neuron_pb2
 from federation.v1 import session_service_pb2 as pb
 from federation_server.live.descriptors import ENOUGH, LOOK_INTERVAL_S
+from federation_server.logs import ALIKE_S, MOST_ALIKE
 from federation_server.store.database import NEURONS_POOL_SIZE
 from tests.support.calls import shown
 from tests.support.faults import Postgres, calling, is_health, is_online, issue, report, serving
@@ -125,6 +127,7 @@ async def test_a_flood_of_neurons_and_guesses_keeps_no_operator_out(doomed: Post
                     describe="the storm has begun",
                 )
                 await eventually(lambda: is_online(served, "flooder"), describe="so has the flood")
+                began = time.monotonic()
                 for _ in range(20):
                     async with asyncio.timeout(PROMPT_S):
                         await shown(served, "ordered")
@@ -136,6 +139,8 @@ async def test_a_flood_of_neurons_and_guesses_keeps_no_operator_out(doomed: Post
                         assert message.command.command_id == command.command_id
                         assert await is_health(served, HealthCheckResponse.SERVING)
                     await ordered.finish(message.command, "SUCCEEDED")
+                windows = (time.monotonic() - began) // ALIKE_S + 30 / ALIKE_S
+                assert server.output.count('"CREDENTIAL_INVALID"') <= 2 * MOST_ALIKE * windows
             finally:
                 for process in processes:
                     process.kill()
