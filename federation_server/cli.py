@@ -67,7 +67,10 @@ def serve(*, host: Host = None, port: Port = None, insecure: Insecure = None) ->
 
 @app.command()
 def migrate() -> None:
-    """Bring the schema of the database up to date. Safe to run again, and by many at once."""
+    """Bring the schema of the database up to date. Safe to run again, and by many at once.
+
+    Waits up to a minute for PostgreSQL.
+    """
     settings = _start()
     from federation_server import up as runner  # noqa: PLC0415 - see the module's docstring
 

@@ -31,7 +31,13 @@ from federation_server.live.metrics import Metrics
 from federation_server.settings import Settings
 from federation_server.store import access, audit, enrollment, partitions, schema_version
 from federation_server.store import migrate as schema
-from federation_server.store.database import Database, DatabaseUrlError, role_of
+from federation_server.store.database import (
+    Database,
+    DatabaseRefuses,
+    DatabaseUrlError,
+    parse_url,
+    role_of,
+)
 from federation_server.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from federation_server.store.embedded.home import Account
 from federation_server.store.embedded.process import Child, Watch, environment_of_others
@@ -44,6 +50,7 @@ MENDABLE = (
     schema_version.SchemaMismatch,
     schema.MayNotMigrate,
     DatabaseUrlError,
+    DatabaseRefuses,
     EmbeddedPostgresError,
 )
 """What keeps a server from starting and a person can mend: the message says how."""
@@ -52,6 +59,10 @@ DEMO_NEURON = "demo-neuron"
 DEMO_TOKEN_TTL = timedelta(hours=24)
 DEMO_STOP_WITHIN_S = 15.0
 RESTART_INTERVAL_S = 1.0
+MIGRATE_WITHIN_S = 60.0
+"""How long `migrate` waits for PostgreSQL; a server waits as long as it takes."""
+
+MIGRATION_URL = "FEDERATION_MIGRATION_URL"
 
 
 async def up(settings: Settings, *, demo: bool) -> None:
@@ -150,9 +161,15 @@ def _spare_the_collector() -> None:
 
 
 async def migrate(settings: Settings) -> None:
-    """Brings the schema up to date; with no DATABASE_URL the embedded PostgreSQL's."""
+    """Brings the schema up to date; with no DATABASE_URL the embedded PostgreSQL's.
+
+    Raises:
+        DatabaseRefuses: PostgreSQL lets nobody in, or has not answered for a minute.
+    """
     async with stop_signal() as stop, _postgres(settings, stop) as url:
-        await _until(stop, Database(_migration_url(settings) or url).wait_until_ready())
+        other = _migration_url(settings)
+        database = Database(other, setting=MIGRATION_URL) if other else Database(url)
+        await _until(stop, database.wait_until_ready(MIGRATE_WITHIN_S))
         if not stop.is_set():
             await _upgrade(settings, url)
             log.info("the schema is up to date", action="schema_upgraded")
@@ -171,10 +188,10 @@ def _migration_url(settings: Settings) -> str | None:
     if settings.migration_url is None:
         return None
     if settings.database_url is None:
-        raise StartError(
-            "FEDERATION_MIGRATION_URL is set and DATABASE_URL is not: set both, or neither"
-        )
-    return settings.migration_url.get_secret_value()
+        raise StartError(f"{MIGRATION_URL} is set and DATABASE_URL is not: set both, or neither")
+    url = settings.migration_url.get_secret_value()
+    parse_url(url, MIGRATION_URL)
+    return url
 
 
 def _database_url(settings: Settings) -> str:

@@ -67,7 +67,11 @@ class TlsFolder:
             if not certificate.exists() and not key.exists():
                 made = Authority.make(now)
                 _create(key, made.key, _KEY_MODE)
-                _create(certificate, made.certificate, _CERTIFICATE_MODE)
+                try:
+                    _create(certificate, made.certificate, _CERTIFICATE_MODE)
+                except BaseException:
+                    key.unlink()  # nobody has a certificate of it
+                    raise
                 return made, True
             for half in (certificate, key):
                 if not half.exists():
@@ -146,14 +150,19 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 
 def _create(path: Path, content: bytes, mode: int) -> None:
-    """Writes a file that must not be there yet; it is on disk when this returns."""
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes a file that must not be there yet: all of it is on disk when this returns, or none."""
+    file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
+    try:
+        with file:
+            if os.geteuid() == 0:
+                owner = path.parent.stat()
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def _unusable(path: Path, error: OSError) -> Failure:

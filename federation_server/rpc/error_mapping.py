@@ -32,6 +32,12 @@ LAST_WORDS_S = 5.0
 """How long the end of an RPC waits for its client to take it."""
 
 
+def _database_fails(error: Exception) -> Refused:
+    if isinstance(getattr(error, "orig", error), psycopg.errors.DiskFull):
+        return errors.database_full()
+    return errors.database_unavailable()
+
+
 _TABLE: tuple[tuple[tuple[type[Exception], ...], Callable[[Exception], Refused], int], ...] = (
     # What is raised, what the client is told, and how loud the log is about it.
     (
@@ -53,7 +59,7 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Callable[[Exception], Refused],
             sql.InterfaceError,
             sql.TimeoutError,
         ),
-        lambda _: errors.database_unavailable(),
+        _database_fails,
         logging.WARNING,
     ),
 )

@@ -34,6 +34,7 @@ MAX_MESSAGE_LENGTH = 512
 
 SUPERSEDED_BACK_OFF_S = 60.0
 DATABASE_RETRY_S = 1.0
+DATABASE_FULL_RETRY_S = 10.0
 PENDING_RETRY_S = 30.0
 
 _CODES: Mapping[ErrorReason.ValueType, grpc.StatusCode] = {
@@ -454,6 +455,15 @@ def database_unavailable(retry_after: float = DATABASE_RETRY_S) -> Refused:
         ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
         "the database does not answer: try again",
         retry_after=retry_after,
+    )
+
+
+def database_full() -> Refused:
+    """The database's disk is full."""
+    return Refused(
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        "the database has no room on its disk: whoever runs it must make some",
+        retry_after=DATABASE_FULL_RETRY_S,
     )
 
 

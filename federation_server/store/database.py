@@ -13,6 +13,7 @@ is away (`lost`), calls fail at once until it answers again (`found`).
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -49,6 +50,15 @@ GRACE_S = 0.3
 
 RETRY_INTERVAL_S = 2.0
 """How long `wait_until_ready` waits between two attempts."""
+
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "permission denied for database",
+)
+"""What PostgreSQL and libpq say to those whom they do not let in; in English, else it is waited."""
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 """A psycopg connection of the runtime's own."""
@@ -101,8 +111,12 @@ class DatabaseUrlError(ValueError):
     """DATABASE_URL is not one of PostgreSQL; the message says what it should be."""
 
 
-def parse_url(given: str) -> URL:
-    """The SQLAlchemy URL for a DATABASE_URL in any of the usual spellings.
+class DatabaseRefuses(Exception):
+    """PostgreSQL is not to be had by a URL, and to wait does not help; the message says why."""
+
+
+def parse_url(given: str, setting: str = "DATABASE_URL") -> URL:
+    """The SQLAlchemy URL for one in any of the usual spellings; `setting` is where it is from.
 
     Raises:
         DatabaseUrlError: it is no URL of PostgreSQL.
@@ -111,11 +125,11 @@ def parse_url(given: str) -> URL:
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):  # whose texts may quote a password
-        raise DatabaseUrlError(f"DATABASE_URL is not a URL: {remedy}") from None
+        raise DatabaseUrlError(f"{setting} is not a URL: {remedy}") from None
     if url.drivername not in {"postgres", "postgresql", "postgresql+psycopg"}:
-        raise DatabaseUrlError(f"DATABASE_URL is of {url.drivername!r}: {remedy}")
+        raise DatabaseUrlError(f"{setting} is of {url.drivername!r}: {remedy}")
     if not url.database:
-        raise DatabaseUrlError(f"DATABASE_URL names no database: {remedy}")
+        raise DatabaseUrlError(f"{setting} names no database: {remedy}")
     return url.set(drivername="postgresql+psycopg")
 
 
@@ -134,18 +148,19 @@ def role_of(given: str) -> str:
 class Database:
     """One PostgreSQL database, as a server process uses it."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        """Connects to nothing yet.
+    def __init__(self, url: str, *, pool_size: int = 10, setting: str = "DATABASE_URL") -> None:
+        """Connects to nothing yet; `setting` is where the URL is from.
 
         Raises:
             DatabaseUrlError: `url` is no URL of PostgreSQL.
         """
-        self.url = parse_url(url)
+        self.url = parse_url(url, setting)
+        self._setting = setting
         try:
             self.conninfo  # noqa: B018 - libpq looks at the options
         except psycopg.ProgrammingError:  # whose text may quote a part of a password
             raise DatabaseUrlError(
-                "DATABASE_URL has an option behind its ? that PostgreSQL does not know"
+                f"{setting} has an option behind its ? that PostgreSQL does not know"
             ) from None
         self._away = False
         self._pooled: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
@@ -258,17 +273,28 @@ class Database:
         async with self.begin() as connection:
             return bool((await connection.execute(text("SHOW is_superuser"))).scalar() == "on")
 
-    async def wait_until_ready(self) -> None:
-        """Returns once PostgreSQL answers; says so every few seconds until it does."""
+    async def wait_until_ready(self, within_s: float = math.inf) -> None:
+        """Returns once PostgreSQL answers; says so every few seconds until it does.
+
+        Raises:
+            DatabaseRefuses: it answers, and lets nobody in by that URL; or the time is over.
+        """
+        end = time.monotonic() + within_s
         while True:
             try:
                 connection = await self.connect("probe")
             except psycopg.OperationalError as error:
+                reason = first_line(error)
+                if any(words in reason for words in _REFUSALS):
+                    raise DatabaseRefuses(f"{self._setting} lets nobody in: {reason}") from None
+                if time.monotonic() + RETRY_INTERVAL_S > end:
+                    raise DatabaseRefuses(f"{self._setting}: no answer: {reason}") from None
                 log.warning(
                     "waiting for PostgreSQL",
                     action="database_wait",
+                    setting=self._setting,
                     place=self.place,
-                    reason=first_line(error),
+                    reason=reason,
                     retry_s=RETRY_INTERVAL_S,
                 )
                 await asyncio.sleep(RETRY_INTERVAL_S)

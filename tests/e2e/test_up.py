@@ -253,6 +253,25 @@ def test_a_postgresql_that_is_away_is_waited_for_in_clear_lines(folder: Path) ->
         assert federation.ended() == 0
 
 
+@pytest.mark.parametrize("command", ["up", "serve", "migrate"])
+def test_a_database_that_is_not_there_ends_the_start_in_one_line(
+    folder: Path, empty_database_url: str, command: str
+) -> None:
+    nowhere = empty_database_url.replace("federation_test", "nowhere")
+    with up(folder, command, DATABASE_URL=nowhere) as federation:
+        fails(federation, "DATABASE_URL lets nobody in: ")
+        assert "does not exist" in federation.output
+
+
+def test_a_migration_url_that_lets_nobody_in_is_named(
+    folder: Path, empty_database_url: str
+) -> None:
+    nowhere = empty_database_url.replace("federation_test", "nowhere")
+    settings = {"DATABASE_URL": empty_database_url, "FEDERATION_MIGRATION_URL": nowhere}
+    with up(folder, "migrate", **settings) as federation:
+        fails(federation, "FEDERATION_MIGRATION_URL lets nobody in: ")
+
+
 def test_migrate_and_serve_work_on_a_postgresql_of_ones_own(
     folder: Path, empty_database_url: str
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from federation_server.store.database import Database, driver
+import pytest
+
+from federation_server.store.database import Database, DatabaseRefuses, driver
+from tests.support.processes import free_port
 
 OF_TCP = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
 
@@ -20,4 +23,11 @@ async def test_a_dead_peer_is_noticed_on_pooled_connections_as_soon_as_on_all_ot
         for connection in (pooled, neurons):
             found = (await driver(connection)).info.get_parameters()
             assert {name: found.get(name) for name in OF_TCP} == wanted
+    await database.close()
+
+
+async def test_a_postgresql_that_is_away_is_given_up_when_the_time_is_over() -> None:
+    database = Database(f"postgresql://nobody@127.0.0.1:{free_port()}/federation")
+    with pytest.raises(DatabaseRefuses, match=r"^DATABASE_URL: no answer: .*refused"):
+        await database.wait_until_ready(within_s=0.0)
     await database.close()

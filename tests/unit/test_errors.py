@@ -296,6 +296,7 @@ def _sql(kind: type[sqlalchemy.exc.DBAPIError], *, invalidated: bool = False) ->
         (psycopg.InterfaceError("the connection is closed"), 14, "DATABASE_UNAVAILABLE"),
         (psycopg.errors.AdminShutdown("no"), 14, "DATABASE_UNAVAILABLE"),
         (_sql(sqlalchemy.exc.OperationalError), 14, "DATABASE_UNAVAILABLE"),
+        (psycopg.errors.DiskFull("no"), 14, "DATABASE_UNAVAILABLE"),
         (_sql(sqlalchemy.exc.InterfaceError), 14, "DATABASE_UNAVAILABLE"),
         (_sql(sqlalchemy.exc.DBAPIError, invalidated=True), 14, "DATABASE_UNAVAILABLE"),
         (sqlalchemy.exc.TimeoutError("pool"), 14, "DATABASE_UNAVAILABLE"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,18 @@ def test_half_a_ca_is_not_overwritten(folder: Path, lost: str) -> None:
     before = contents(folder)
     assert lost in fails(folder)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("room", [0, 1], ids=["for no key", "for no certificate"])
+def test_a_full_disk_leaves_no_half_of_a_ca(folder: Path, room: int) -> None:
+    """A limit of so many blocks of 512 bytes to each file stands for it."""
+    command = [sys.executable, "-m", "federation_server.cli", "tls", "init", "--dir", str(folder)]
+    limited = ["sh", "-c", f'ulimit -f {room}; exec "$@"', "sh", *command]
+    ended = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert f"{folder} cannot be used (File too large)" in ended.stderr
+    assert contents(folder) == {}
+    assert init(folder).exit_code == 0
 
 
 def test_a_ca_that_is_damaged_is_not_overwritten(folder: Path) -> None:
