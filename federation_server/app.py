@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -376,7 +377,7 @@ class App:
             return server.add_secure_port(self.settings.address, credentials)
         except RuntimeError:
             raise StartError(
-                f"{self.settings.address} is taken or cannot be bound:"
+                f"{settings.address} cannot be bound ({_why_not_bound(settings)}):"
                 " stop what listens there (is a federation running already?)"
                 " or choose another with --port or FEDERATION_PORT"
             ) from None
@@ -424,3 +425,14 @@ async def stop_signal() -> AsyncIterator[asyncio.Event]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _why_not_bound(settings: Settings) -> str:
+    """What the system says of the address; gRPC does not pass it on."""
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, settings.port), family=family):
+            return "it was taken a moment ago"
+    except OSError as error:
+        return error.strerror or str(error)

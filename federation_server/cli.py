@@ -13,12 +13,15 @@ import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, Never
 
+import structlog
 import typer
 
 from federation_server import __version__, logs
 from federation_server.console.app import register
 from federation_server.console.leaf import told
-from federation_server.settings import Settings, SettingsError, load, shown
+from federation_server.settings import Settings, SettingsError, load, mistyped, shown
+
+log = structlog.get_logger(__name__)
 
 app = typer.Typer(
     name="federation",
@@ -90,6 +93,8 @@ def show_config(
     Secrets are masked, also the password in DATABASE_URL.
     """
     settings = shown(_load())
+    for line in mistyped(os.environ):
+        typer.echo(f"federation: {line}", err=True)
     from federation_server.console.render import Column, Output  # noqa: PLC0415 - as above
 
     out = Output(json=json)
@@ -116,6 +121,8 @@ def _start(**overrides: object) -> Settings:
     # A person at a terminal reads lines, whatever else reads takes JSON.
     json = settings.log_format == "json" if settings.log_format else not sys.stderr.isatty()
     logs.configure(settings.log_level, json=json)
+    for line in mistyped(os.environ):
+        log.warning(line, action="setting_unknown")
     # gRPC writes lines of its own to stderr; what they mean, an error's line says.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return settings

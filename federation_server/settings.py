@@ -1,41 +1,80 @@
 """Every setting of a server, from the environment.
 
 Names are FEDERATION_ and the field's name in capitals; DATABASE_URL and ADMIN_API_KEY go without
-the prefix. Spans are written as seconds ("30") or ISO 8601 ("PT30S").
+the prefix. Spans are written as "30s", "5m", "2h" or "1d", as seconds ("30") or as ISO 8601
+("PT30S").
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from federation_server.domain import span
+
+_OF_CLIENTS = {
+    "FEDERATION_ADMIN_KEY",
+    "FEDERATION_CA_FILE",
+    "FEDERATION_CLIENT_CERT_FILE",
+    "FEDERATION_CLIENT_KEY_FILE",
+    "FEDERATION_SERVER",
+    "FEDERATION_URL",
+}
+"""Variables that the command line and neurons read."""
+
 MASK = "**********"
 """Stands for a secret."""
 
 
-def _seconds(value: object) -> object:
-    """A plain number as seconds; pydantic itself reads ISO 8601 alone."""
-    return float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+def _span(value: object, iso_8601: ValidatorFunctionWrapHandler) -> object:
+    if not isinstance(value, str):
+        return iso_8601(value)
+    if value.replace(".", "", 1).isdigit():
+        return iso_8601(float(value))
+    if (length := span.read(value)) is not None:
+        return length
+    try:
+        return iso_8601(value)
+    except ValidationError:
+        raise PydanticCustomError("span", "must be a length of time: 30s, 5m, 2h or 1d") from None
 
 
-AnySpan = Annotated[timedelta, BeforeValidator(_seconds)]
-Span = Annotated[AnySpan, Field(gt=timedelta())]
+AnySpan = Annotated[timedelta, WrapValidator(_span)]
+
+
+def _at_least(least: timedelta, most: timedelta = timedelta.max) -> AfterValidator:
+    def check(value: timedelta) -> timedelta:
+        if value < least:
+            raise PydanticCustomError("span", f"must be at least {span.write(least)}")
+        if value > most:
+            raise PydanticCustomError("span", f"must be at most {span.write(most)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Span = Annotated[AnySpan, _at_least(timedelta(milliseconds=1))]
+Days = Annotated[AnySpan, _at_least(timedelta(days=1))]
 
 
 class SettingsError(ValueError):
@@ -120,7 +159,7 @@ class Settings(BaseSettings):
     token_ttl: Span = Field(
         default=timedelta(hours=24), description="How long a neuron's token lives."
     )
-    token_renewal: Annotated[timedelta, Field(ge=timedelta())] = Field(
+    token_renewal: Annotated[AnySpan, _at_least(timedelta())] = Field(
         default=timedelta(days=30),
         description="How long after its token has expired a neuron can still register with it.",
     )
@@ -132,7 +171,7 @@ class Settings(BaseSettings):
     open_to_anyone: bool = Field(
         default=False, description="Serve open enrollment beyond loopback. Anybody joins then."
     )
-    pending_retention: Annotated[timedelta, Field(ge=timedelta(hours=1))] = Field(
+    pending_retention: Annotated[AnySpan, _at_least(timedelta(hours=1))] = Field(
         default=timedelta(days=7),
         description="How long a neuron waits for its approval before it is forgotten.",
     )
@@ -201,7 +240,7 @@ class Settings(BaseSettings):
         description="A command that a neuron has, and whose time is over, ends as OUTCOME_UNKNOWN "
         "once the neuron has been OFFLINE for this long.",
     )
-    presence_patience: Annotated[AnySpan, Field(ge=timedelta())] = Field(
+    presence_patience: Annotated[AnySpan, _at_least(timedelta())] = Field(
         default=timedelta(seconds=30),
         description="How long a server that has just started, or was late, marks nobody down.",
     )
@@ -211,35 +250,35 @@ class Settings(BaseSettings):
         default=timedelta(milliseconds=50),
         description="How long a heartbeat may wait for others to be written with.",
     )
-    heartbeat_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    heartbeat_retention: Days = Field(
         default=timedelta(days=7), description="How long heartbeats are kept. Whole days."
     )
-    analytics_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    analytics_retention: Days = Field(
         default=timedelta(days=8),
         description="How long metric points are kept as they were reported, at least a day longer "
         "than FEDERATION_LATE_REPORTS. Whole days, as the following.",
     )
-    minute_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    minute_retention: Days = Field(
         default=timedelta(days=31),
         description="How long metrics are kept added up by minute, at least a day longer than "
         "FEDERATION_LATE_REPORTS.",
     )
-    hour_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    hour_retention: Days = Field(
         default=timedelta(days=400),
         description="How long metrics are kept added up by hour, at least as those by minute.",
     )
-    day_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    day_retention: Days = Field(
         default=timedelta(days=1830), description="How long metrics are kept added up by day."
     )
-    event_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    event_retention: Days = Field(
         default=timedelta(days=30), description="How long reported events are kept."
     )
-    audit_retention: Annotated[AnySpan, Field(ge=timedelta(days=1))] = Field(
+    audit_retention: Days = Field(
         default=timedelta(days=400),
         description="How long the audit log is kept. Whole months: one goes when all of it is "
         "older.",
     )
-    late_reports: Annotated[AnySpan, Field(ge=timedelta(days=1), le=timedelta(days=30))] = Field(
+    late_reports: Annotated[AnySpan, _at_least(timedelta(days=1), timedelta(days=30))] = Field(
         default=timedelta(days=7),
         description="How far back a report that comes late may be placed in time.",
     )
@@ -346,7 +385,7 @@ class Shown:
 
     variable: str
     value: str | int | float | bool | None
-    """Spans as ISO 8601; of a secret that there is one, of a URL all but the password."""
+    """Spans as "30s"; of a secret that there is one, of a URL all but the password."""
     source: Literal["environment", "default"]
     description: str
 
@@ -357,6 +396,7 @@ def shown(settings: Settings) -> list[Shown]:
     for name in ("database_url", "migration_url"):
         url: SecretStr | None = getattr(settings, name)
         values[name] = None if url is None else mask_url(url.get_secret_value())
+    values |= {name: span.write(value) for name, value in settings if isinstance(value, timedelta)}
     return [
         Shown(
             variable=_variable(name),
@@ -376,6 +416,19 @@ def mask_url(url: str) -> str:
         return MASK
     url = re.sub(r"://([^:]*):.*@", rf"://\1:{MASK}@", url, flags=re.DOTALL)
     return re.sub(r"(?i)(password=)[^&]*", rf"\1{MASK}", url)
+
+
+def mistyped(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable that is no setting, and nearly one. Others are somebody else's: the
+    clients', or those that Kubernetes makes for a service of that name.
+    """
+    known = [_variable(name) for name in Settings.model_fields]
+    lines = []
+    for name in environment:
+        if name.startswith("FEDERATION_") and name not in {*known, *_OF_CLIENTS}:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            lines += [f"{name} is no setting, and has no effect: {near}?" for near in nearest]
+    return lines
 
 
 def _variable(name: str) -> str:

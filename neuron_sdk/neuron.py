@@ -5,6 +5,7 @@ four ways to start it, and the service's own numbers while it runs.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -305,6 +306,8 @@ class Neuron:
         try:
             self.settings()
             self._configure_logging()
+            # gRPC writes lines of its own to stderr; what they mean, ours say.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             mode = Mode.ONCE if once or Neuron.once else Mode.PROCESS
             failure = lifecycle.run_in_main_thread(self, mode)
         except ConfigError as error:

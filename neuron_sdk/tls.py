@@ -134,6 +134,8 @@ def explain(message: str, *, tls: bool) -> str:
     problem = handshake_problem(message) if tls else ""
     if problem:
         return problem
+    if "Failed parsing HTTP/2" in message:
+        return "what answers at FEDERATION_URL does not speak gRPC: is its port right?"
     if not ("failed to connect" in message and _CLOSED in message):
         return message
     if tls:

@@ -174,13 +174,16 @@ def _rows(
     series: pb.MetricSeries, width: timedelta, figures: tuple[str, ...]
 ) -> Iterator[tuple[str, ...]]:
     expected: datetime | None = None
+    now = datetime.now(UTC)
     for bucket in series.buckets:
-        start = bucket.start_time.ToDatetime()
+        start = bucket.start_time.ToDatetime(UTC)
         if expected is not None and start > expected:
             missing = round((start - expected) / width)
             yield (f"{GAP} {missing} without points", *[GAP] * len(figures))
-        yield (absolute(bucket.start_time), *[_figure(bucket, figure) for figure in figures])
         expected = start + width
+        so_far = " so far" if expected > now else ""
+        time = absolute(bucket.start_time) + so_far
+        yield (time, *[_figure(bucket, figure) for figure in figures])
 
 
 def _figure(bucket: pb.MetricBucket, figure: str) -> str:

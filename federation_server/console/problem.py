@@ -126,6 +126,8 @@ def _without_reason(code: grpc.StatusCode, text: str, *, server: str, timeout: f
         return f"what answers at {server} is no federation, or one of another version"
     if code not in _LOST:
         return f"{text or 'refused'} ({code.name})"
+    if _unknown_host(text):
+        return f"{server}: there is no host of that name"
     if _never_sent(text):
         return (
             f"no federation answers at {server}: start one with `federation up`,"
@@ -168,16 +170,14 @@ def handshake_problem(text: str, *, server: str, tls: bool) -> str:
     return f"{server} closed the connection at once: if it speaks TLS, write federations://{server}"
 
 
+def _unknown_host(text: str) -> bool:
+    return any(sign in text.lower() for sign in ("dns resolution", "name resolution", "resolving"))
+
+
 def _never_sent(text: str) -> bool:
     """Whether gRPC says that it never had a connection."""
-    signs = (
-        "failed to connect",
-        "DNS resolution",
-        "name resolution",
-        "errors resolving",
-        "connections to all",
-    )
-    return any(sign.lower() in text.lower() for sign in signs)
+    signs = ("failed to connect", "connections to all")
+    return _unknown_host(text) or any(sign in text.lower() for sign in signs)
 
 
 def _status(error: grpc.Call) -> Any:

@@ -129,9 +129,11 @@ def _for_server(place: TlsFolder) -> list[str]:
 
 
 def _for_clients(place: TlsFolder, server: Issued, clients: list[str]) -> list[str]:
-    name, ca = server.names[0], _quoted(place.certificate(CA))
+    called = [name for name in server.names if not name.startswith("*")]
+    name, ca = called[0], _quoted(place.certificate(CA))
     host = f"[{name}]" if ":" in name else name
-    url = f"federations://{host}:50051"
+    address = f"{host}:{os.environ.get('FEDERATION_PORT') or 50051}"
+    url = f"federations://{address}"
     lines = [
         f"Neurons, with a copy of {ca}:",
         f"  FEDERATION_URL={url} {CA_FILE}=ca.crt",
@@ -147,7 +149,7 @@ def _for_clients(place: TlsFolder, server: Issued, clients: list[str]) -> list[s
     return [
         *lines,
         "grpcurl:",
-        f'  {curl} -H "x-admin-key: $KEY" {host}:50051 list',
+        f'  {curl} -H "x-admin-key: $KEY" {address} list',
         "",
         f"Keep {_quoted(place.key(CA))} apart: who has it makes certificates that are trusted.",
         "Run this again before the certificates expire.",

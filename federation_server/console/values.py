@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -12,9 +11,8 @@ from typing import Any
 
 import typer
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_SPAN = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d|w))+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+from federation_server.domain import span as domain_span
+
 _MAX_SPAN = timedelta(days=36600)
 _MAX_EXACT = 2**53
 
@@ -25,12 +23,12 @@ def span(text: str) -> timedelta:
     Raises:
         typer.BadParameter: it is none.
     """
-    if not _SPAN.fullmatch(text):
+    length = domain_span.read(text)
+    if length is None:
         raise typer.BadParameter(f"{text!r} is not a length of time: write 30s, 5m, 2h or 1d")
-    seconds = sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(text))
-    if not 0 < seconds <= _MAX_SPAN.total_seconds():
+    if not timedelta() < length <= _MAX_SPAN:
         raise typer.BadParameter(f"{text!r} must be more than nothing and at most 100 years")
-    return timedelta(seconds=seconds)
+    return length
 
 
 def overlap(text: str) -> timedelta:
@@ -48,7 +46,7 @@ def past(text: str) -> datetime:
     Raises:
         typer.BadParameter: it is neither.
     """
-    return datetime.now(UTC) - span(text) if _SPAN.fullmatch(text) else _moment(text)
+    return datetime.now(UTC) - span(text) if domain_span.read(text) is not None else _moment(text)
 
 
 def future(text: str) -> datetime:
@@ -57,7 +55,7 @@ def future(text: str) -> datetime:
     Raises:
         typer.BadParameter: it is neither.
     """
-    return datetime.now(UTC) + span(text) if _SPAN.fullmatch(text) else _moment(text)
+    return datetime.now(UTC) + span(text) if domain_span.read(text) is not None else _moment(text)
 
 
 def _moment(text: str) -> datetime:

@@ -90,7 +90,7 @@ def both(stamp: Timestamp, now: datetime | None = None) -> str:
 
 def coarse(length: timedelta) -> str:
     """A length of time in its greatest unit: "12 s", "3 min", "5 h", "2 d"."""
-    seconds = int(length.total_seconds())
+    seconds = round(length.total_seconds())
     for unit, size, until in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
         if seconds < until:
             return f"{seconds // size} {unit}"

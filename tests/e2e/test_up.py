@@ -195,7 +195,7 @@ def test_a_taken_port_is_one_line_that_says_what_to_do(folder: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         with up(folder, "up", "--no-demo", FEDERATION_PORT=port) as federation:
-            fails(federation, port, "taken", "--port")
+            fails(federation, port, "Address already in use", "--port")
             assert "Failed to add port" not in federation.output, "gRPC's own line is left out"
 
 

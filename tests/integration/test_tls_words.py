@@ -5,6 +5,7 @@ Its words are no contract: these tests say when a new version has others.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -151,6 +152,19 @@ async def test_a_failed_handshake_is_told_in_words_that_help(case: Case, tmp_pat
         text = await said(address, credentials)
     assert case.to_neuron in explain(text, tls=tls), text
     assert case.to_admin in handshake_problem(text, server=address, tls=tls), text
+
+
+async def test_a_port_that_does_not_speak_grpc_is_said() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        text = await said(f"{host}:{port}", None)
+    assert explain(text, tls=False).endswith("does not speak gRPC: is its port right?"), text
 
 
 @pytest.mark.parametrize("tls", [True, False])

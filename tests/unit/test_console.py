@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,7 @@ def test_a_server_whose_name_is_unknown_was_never_reached(federation: ScriptedFe
     )
     result = run("neurons", "list")
     assert result.exit_code == 3
-    assert "no federation answers at" in result.stderr
+    assert "there is no host of that name" in result.stderr
 
 
 def test_an_incident_and_a_wait_are_shown(federation: ScriptedFederation) -> None:
@@ -768,6 +769,20 @@ def test_a_gap_is_shown_as_a_gap_and_not_as_a_zero(federation: ScriptedFederatio
     assert header.split() == ["FROM", "SUM", "RATE/S", "POINTS"]
     assert [row.split()[3] for row in rows] == ["5", "0", "points", "7"]
     assert "3 without points" in rows[2]
+
+
+def test_a_bucket_that_has_not_ended_is_marked(federation: ScriptedFederation) -> None:
+    start = Timestamp(seconds=int(time.time()) - 90)
+    series = analytics.MetricSeries(kind=analytics.MetricKind.METRIC_KIND_COUNTER)
+    for age_s in (0, 60):
+        begin = Timestamp(seconds=start.seconds + age_s)
+        series.buckets.add(start_time=begin, count=1, sum=1.0)
+    answer = analytics.QueryMetricsResponse(series=[series])
+    answer.bucket_width.FromSeconds(60)
+    federation.answers["QueryMetrics"] = answer
+    _, _, ended, running = run("metrics", "rows").stdout.splitlines()
+    assert "so far" not in ended
+    assert " so far " in running
 
 
 def _histogram_series(minutes: list[int]) -> dict[str, Any]:

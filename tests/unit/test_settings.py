@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 
 import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from federation_server import cli, settings
+from federation_server.domain import span
 from federation_server.settings import Settings, SettingsError
 
 
@@ -79,16 +81,64 @@ def test_clients_on_this_machine_call_a_plaintext_server_by_what_they_take_for_p
 
 
 @pytest.mark.parametrize(
-    ("written", "seconds"), [("45", 45.0), ("0.05", 0.05), ("PT45S", 45.0), ("P1D", 86400.0)]
+    ("written", "seconds"),
+    [
+        ("45s", 45.0),
+        ("1h30m", 5400.0),
+        ("50ms", 0.05),
+        ("1d", 86400.0),
+        ("45", 45.0),
+        ("0.05", 0.05),
+        ("PT45S", 45.0),
+        ("P1D", 86400.0),
+    ],
 )
-def test_a_span_is_written_as_seconds_or_as_iso_8601(
+def test_a_span_is_written_with_its_unit_or_as_seconds_or_as_iso_8601(
     monkeypatch: pytest.MonkeyPatch, written: str, seconds: float
 ) -> None:
-    monkeypatch.setenv("FEDERATION_OFFLINE_AFTER", written)
-    monkeypatch.setenv("FEDERATION_PRESENCE_PATIENCE", written)
+    spans = [name for name, value in settings.load() if isinstance(value, timedelta)]
+    short = [name for name in spans if not name.endswith(("retention", "late_reports"))]
+    assert len(short) >= 8
+    for name in short:
+        monkeypatch.setenv(f"FEDERATION_{name.upper()}", written)
     held = settings.load()
-    assert held.offline_after.total_seconds() == seconds
-    assert held.presence_patience.total_seconds() == seconds
+    assert {getattr(held, name).total_seconds() for name in short} == {seconds}
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "said"),
+    [
+        ("TOKEN_TTL", "soon", "must be a length of time: 30s, 5m, 2h or 1d"),
+        ("TOKEN_TTL", "0", "must be at least 1ms"),
+        ("TOKEN_RENEWAL", "-1s", "must be a length of time: 30s, 5m, 2h or 1d"),
+        ("EVENT_RETENTION", "1h", "must be at least 1d"),
+        ("LATE_REPORTS", "31d", "must be at most 30d"),
+        ("TOKEN_TTL", "9" * 12 + "w", "must be a length of time: 30s, 5m, 2h or 1d"),
+    ],
+)
+def test_a_span_that_cannot_be_is_said_as_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, name: str, written: str, said: str
+) -> None:
+    monkeypatch.setenv(f"FEDERATION_{name}", written)
+    with pytest.raises(SettingsError, match=f"^FEDERATION_{name}: {said}$"):
+        settings.load()
+
+
+@pytest.mark.parametrize("written", ["400d", "36h", "90s", "50ms", "0s", "1500ms", "0.5ms"])
+def test_a_span_is_shown_as_it_can_be_set(written: str) -> None:
+    length = span.read(written)
+    assert length is not None
+    assert span.write(length) == written
+
+
+def test_a_variable_that_is_nearly_a_setting_is_named_with_it() -> None:
+    environment = dict.fromkeys(
+        ("FEDERATION_TOKEN_TLL", "FEDERATION_TOKEN_TTL", "FEDERATION_SERVER"), "1"
+    )
+    of_kubernetes = {"FEDERATION_SERVICE_HOST": "x", "FEDERATION_PORT_50051_TCP_ADDR": "x"}
+    (line,) = settings.mistyped(environment | of_kubernetes)
+    assert "FEDERATION_TOKEN_TLL is no setting" in line
+    assert line.endswith(" FEDERATION_TOKEN_TTL?")
 
 
 def test_a_setting_that_is_empty_is_as_if_it_were_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +187,7 @@ def test_config_show_has_every_setting_and_its_source_and_no_secret(
             "source": "environment",
         }
         assert shown["ADMIN_API_KEY"]["value"] == "**********"
-        assert shown["FEDERATION_OFFLINE_AFTER"] == {"value": "PT45S", "source": "environment"}
+        assert shown["FEDERATION_OFFLINE_AFTER"] == {"value": "45s", "source": "environment"}
         assert shown["FEDERATION_PORT"] == {"value": 50051, "source": "default"}
         assert len(shown) == len(Settings.model_fields)
     else:

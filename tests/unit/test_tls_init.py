@@ -170,6 +170,16 @@ def test_a_name_that_cannot_be_is_one_line(folder: Path, arguments: list[str], w
     assert not (folder / "server.crt").exists()
 
 
+def test_the_port_that_is_set_is_in_what_it_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDERATION_PORT", "7777")
+    said = init(folder, "--host", "*.fed.example", "--host", "fed.example").stdout
+    assert "FEDERATION_URL=federations://fed.example:7777" in said
+    assert "fed.example:7777 list" in said
+    assert "50051" not in said
+
+
 def test_it_says_what_to_set_where(folder: Path) -> None:
     said = init(folder, "--host", "fed.example", "--client", "ops").stdout
     for setting in (
