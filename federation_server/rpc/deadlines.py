@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -20,6 +21,7 @@ import grpc.aio
 from federation_server.live.metrics import Metrics
 from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import abort, refusal
+from federation_server.rpc.interruption import Interruptible
 from federation_server.rpc.wrapping import Handler, WrappedOnce
 
 REQUEST_TIMEOUT_S = 10.0
@@ -28,6 +30,10 @@ REQUEST_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 """How long a client may take to read one message of an answer."""
 
+LOOK_INTERVAL_S = 1.0
+"""How often it is looked who takes too long."""
+
+T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -39,6 +45,8 @@ class Deadlines(grpc.aio.ServerInterceptor):
         self._wrapped = WrappedOnce(self._wrap)
         self._unsent = metrics.streams_given_up.labels(cause="unsent")
         self._unread = metrics.streams_given_up.labels(cause="unread")
+        self._calls: set[_Call] = set()
+        self._looking = False
 
     async def intercept_service(
         self,
@@ -65,36 +73,80 @@ class Deadlines(grpc.aio.ServerInterceptor):
             return handler  # not of this server's making: channelz, Health.Watch
 
         async def handle(_: object, context: Context) -> None:
+            call = self._begin()
             try:
-                request = decode(await self._request(context))
+                request = decode(await self._request(call, context))
                 async with aclosing(answers(request, context)) as all_answers:
                     async for answer in all_answers:
-                        await self._write(context, answer)
+                        await self._write(call, context, answer)
             except errors.Refused as refused:
                 await abort(context, refusal(refused, method))
+            finally:
+                self._calls.discard(call)
 
         return grpc.stream_stream_rpc_method_handler(
             handle, response_serializer=handler.response_serializer
         )
 
-    async def _request(self, context: Context) -> bytes:
+    def _begin(self) -> _Call:
+        call = _Call()
+        self._calls.add(call)
+        if not self._looking:
+            self._look_again()
+        return call
+
+    def _look_again(self) -> None:
+        self._looking = True
+        asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
+
+    def _look(self) -> None:
+        """Ends the calls whose client takes too long; again and again, while there are any."""
+        self._looking = False
+        for call in [call for call in self._calls if call.deadline <= call.loop.time()]:
+            call.end(TimeoutError())
+        if self._calls:
+            self._look_again()
+
+    async def _request(self, call: _Call, context: Context) -> bytes:
         message: object = None
         with suppress(TimeoutError):
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                message = await context.read()
+            message = await call.within(REQUEST_TIMEOUT_S, context.read)
         if isinstance(message, bytes):
             return message
         self._unsent.inc()
         raise errors.protocol_violation(f"no request came within {REQUEST_TIMEOUT_S:g} s")
 
-    async def _write(self, context: Context, answer: Any) -> None:
+    async def _write(self, call: _Call, context: Context, answer: Any) -> None:
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                await context.write(answer)
+            await call.within(READ_TIMEOUT_S, lambda: context.write(answer))
         except TimeoutError:
             self._unread.inc()
             words = f"the answer was not read for {READ_TIMEOUT_S:g} s"
             raise errors.protocol_violation(words) from None
+
+
+class _Call(Interruptible):
+    """A call that is being served."""
+
+    __slots__ = ("deadline", "loop")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+        self.deadline = math.inf
+        """By the loop's clock: until when the client must have done what is waited for."""
+
+    async def within(self, limit_s: float, begin: Callable[[], Awaitable[T]]) -> T:
+        """Waits for what `begin` gives, which takes the client's help.
+
+        Raises:
+            TimeoutError: it took longer, by up to LOOK_INTERVAL_S more.
+        """
+        self.deadline = self.loop.time() + limit_s
+        try:
+            return await self.wait(begin)
+        finally:
+            self.deadline = math.inf
 
 
 def _one(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., AsyncGenerator[Any, None]]:

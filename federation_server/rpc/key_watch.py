@@ -15,12 +15,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from federation_server.rpc import errors
 from federation_server.rpc.error_mapping import refusal
+from federation_server.rpc.interruption import Interruptible
 from federation_server.rpc.wrapping import Handler, WrappedOnce
 
 RETRY_S = 1.0
 """When a key is asked for again that could not be."""
+
+FIRST_LOOK_S = 1.0
+"""When a stream's key is asked for first. Most streams have ended by then."""
 
 PAUSE_S = 0.1
 """The least time between two times that it is asked for."""
@@ -54,22 +57,29 @@ class KeyWatch:
         self, behavior: Callable[..., Any], method: str
     ) -> Callable[..., AsyncIterator[Any]]:
         async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            stream = _Stream()
-            watch = asyncio.create_task(self._watch(stream, method), name="API key of a stream")
+            stream = Interruptible()
+            watches: list[asyncio.Task[None]] = []
+
+            def begin() -> None:
+                watches.append(asyncio.create_task(self._watch(stream, method)))
+
+            timer = asyncio.get_running_loop().call_later(FIRST_LOOK_S, begin)
             try:
                 async with aclosing(behavior(request, context)) as responses:
                     while True:
                         try:
-                            response = await stream.next(responses)
+                            response = await stream.wait(responses.__anext__)
                         except StopAsyncIteration:
                             return
                         yield response
             finally:
-                watch.cancel()
+                timer.cancel()
+                for watch in watches:
+                    watch.cancel()
 
         return handle
 
-    async def _watch(self, stream: _Stream, method: str) -> None:
+    async def _watch(self, stream: Interruptible, method: str) -> None:
         while True:
             try:
                 good_s = await self._still_good()
@@ -80,36 +90,3 @@ class KeyWatch:
                     return
                 good_s = RETRY_S
             await asyncio.sleep(max(good_s, PAUSE_S))
-
-
-class _Stream:
-    """The responses of one call, until somebody ends it."""
-
-    def __init__(self) -> None:
-        self._refused: errors.Refused | None = None
-        self._waiting: asyncio.Timeout | None = None
-
-    def end(self, refused: errors.Refused) -> None:
-        """Whoever waits for the next response is refused, now or when he comes."""
-        self._refused = refused
-        if self._waiting is not None:
-            self._waiting.reschedule(0.0)
-
-    async def next(self, responses: AsyncIterator[Any]) -> Any:
-        """The next response.
-
-        Raises:
-            StopAsyncIteration: there is none.
-            errors.Refused: it was ended.
-        """
-        try:
-            async with asyncio.timeout(None) as self._waiting:
-                if self._refused is not None:
-                    raise self._refused
-                return await anext(responses)
-        except TimeoutError:
-            if self._refused is None:
-                raise
-            raise self._refused from None
-        finally:
-            self._waiting = None

@@ -34,6 +34,7 @@ class Key:
 def key(monkeypatch: pytest.MonkeyPatch) -> Key:
     monkeypatch.setattr(key_watch, "RETRY_S", 0.001)
     monkeypatch.setattr(key_watch, "PAUSE_S", 0.001)
+    monkeypatch.setattr(key_watch, "FIRST_LOOK_S", 0.0)
     return Key()
 
 
