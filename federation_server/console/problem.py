@@ -39,6 +39,7 @@ class Details:
     def __init__(self, status: Any) -> None:
         self.reason = ""
         self.incident_id = ""
+        self.neuron_id = ""
         self.violations: list[tuple[str, str]] = []
         self.retry_after = 0.0
         self.retry_text = ""
@@ -52,6 +53,7 @@ class Details:
         if detail.Unpack(info):
             self.reason = info.reason
             self.incident_id = info.metadata.get("incident_id", "")
+            self.neuron_id = info.metadata.get("neuron_id", "")
 
     def _add_violations(self, detail: Any) -> None:
         request = error_details_pb2.BadRequest()
@@ -95,6 +97,8 @@ def failure(
         return CallFailure(line, code=code, details=details, sent=sent)
     lines = [f"{text or 'refused'} ({details.reason})"]
     lines += _untold(details.violations, text)
+    if details.reason in _HINTS:
+        lines.append(_HINTS[details.reason].format(neuron=details.neuron_id))
     if details.incident_id and details.incident_id not in text:
         lines.append(f"incident {details.incident_id}: the server's log says more under it")
     if details.retry_text:
@@ -102,6 +106,13 @@ def failure(
     if code is grpc.StatusCode.UNAUTHENTICATED:
         lines.append(f"the key came from {key_source}")
     return CallFailure(*lines, code=code, details=details, sent=sent)
+
+
+_HINTS = {
+    "COMMAND_TYPE_NOT_ADVERTISED": "`federation neurons show {neuron}` lists its types;"
+    " --allow-unadvertised orders it all the same",
+}
+"""What a refusal means at this command line, beyond what the federation says to everybody."""
 
 
 def no_answer(*, server: str, timeout: float) -> CallFailure:

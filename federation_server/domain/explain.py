@@ -169,7 +169,8 @@ def _in_flight(at: Situation) -> Iterator[Fact]:
 
 def _away(at: Situation) -> Fact:
     if at.presence is Presence.ONLINE:  # its session is new, or it needs no stream
-        return Fact(FactCode.WAITS_FOR_NEURON, "its neuron has no stream to send it on")
+        words = "its neuron holds no stream, and gets it when it opens one or runs the next time"
+        return Fact(FactCode.WAITS_FOR_NEURON, words)
     why = f" ({at.presence_reason})" if at.presence_reason else ""
     return Fact(FactCode.WAITS_FOR_NEURON, f"its neuron is {at.presence}{why}", at.presence_time)
 

@@ -216,20 +216,20 @@ class Authentication(grpc.aio.ServerInterceptor):
         if is_jwt(credential):
             return await self._admit_neuron(method, caller, credential)
         admin = (await self._find_key(credential)).admin
-        if caller is Caller.NEURON or admin.role < Role[caller]:
-            raise errors.role_too_low(caller)
         if wait_s := self._rates.take(Limit.ADMIN_CALL_RATE, admin.name):
             raise errors.rate_limited(Limit.ADMIN_CALL_RATE, wait_s)
+        if caller is Caller.NEURON or admin.role < Role[caller]:
+            raise errors.role_too_low(caller)
         _api_key.set(credential)
         return admin
 
     async def _admit_neuron(self, method: str, caller: Caller, token: str) -> NeuronIdentity:
         identity = await self._tokens.identify(token)
         _principal.set(identity)
-        if caller is not Caller.NEURON:
-            raise errors.role_too_low(caller)
         if wait_s := self._rates.take_neuron(identity):
             raise errors.rate_limited(Limit.NEURON_CALL_RATE, wait_s)
+        if caller is not Caller.NEURON:
+            raise errors.role_too_low(caller)
         if method == CONNECT:
             self._take_on()  # opening the session asks for its standing, and counts the call
         else:

@@ -328,6 +328,17 @@ async def test_an_api_key_that_calls_too_often_waits_and_no_other_does(database_
         assert await gate.knock(GET, bearer("fak_calm")) == "admin:fak_calm"
 
 
+async def test_calls_that_a_role_does_not_allow_count_as_well(database_url: str) -> None:
+    database = Database(database_url)
+    await put_key(database, "fak_curious")
+    rates = limits(ADMIN_CALL_RATE=1.0, NEURON_CALL_RATE=1.0)
+    async with gate_of(database, rates) as gate:
+        await gate.neuron()
+        for rpc, credential in ((REFRESH, bearer("fak_curious")), (GET, gate.token())):
+            answers = Counter([await gate.knock(rpc, credential) for _ in range(15)])
+            assert answers == {"PERMISSION_DENIED ROLE_TOO_LOW": 10, LIMITED: 5}
+
+
 async def test_a_key_has_room_for_another_stream_once_one_has_ended(database_url: str) -> None:
     async with running(database_url, admin_streams=2) as federation:
         await federation.register("n")

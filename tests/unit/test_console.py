@@ -251,6 +251,17 @@ def test_a_server_whose_name_is_unknown_was_never_reached(federation: ScriptedFe
     assert "there is no host of that name" in result.stderr
 
 
+def test_a_type_that_is_not_advertised_is_explained_as_this_command_line_has_it(
+    federation: ScriptedFederation,
+) -> None:
+    info = ErrorInfo(reason="COMMAND_TYPE_NOT_ADVERTISED", metadata={"neuron_id": "n-1"})
+    federation.answers["ExecuteCommand"] = Refusal(
+        grpc.StatusCode.FAILED_PRECONDITION, "the neuron does not advertise it", [info]
+    )
+    said = run("command", "exec", "n-1", "nonsense").stderr
+    assert "`federation neurons show n-1` lists its types; --allow-unadvertised" in said
+
+
 def test_an_incident_and_a_wait_are_shown(federation: ScriptedFederation) -> None:
     federation.answers["GetFleetOverview"] = Refusal(
         grpc.StatusCode.UNAVAILABLE,
