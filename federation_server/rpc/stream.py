@@ -61,7 +61,7 @@ MESSAGES_BETWEEN_LOOKS = 100
 LAST_WORDS_TIMEOUT_S = 3.0
 """How long a session that is over waits for its neuron to read what is written to it."""
 
-HOME_TIMEOUT_S = 1.0
+HOME_TIMEOUT_S = 3.0
 """How long a neuron has to end its stream itself that has been sent home. A stream that ends with
 an error takes along what its client has not read yet; and it would not read the Reconnect."""
 
