@@ -98,8 +98,9 @@ class GroupCommit(Generic[Request]):
         for request in self._waiting:
             if request.answer.done():
                 continue
-            if len(turn) < self._most and self._key(request) not in turn:
-                turn[self._key(request)] = request
+            key = self._key(request)
+            if len(turn) < self._most and key not in turn:
+                turn[key] = request
             else:
                 later.append(request)
         self._waiting = later

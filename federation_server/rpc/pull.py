@@ -14,7 +14,7 @@ from federation_server.live.session import SessionEnd
 from federation_server.rpc import convert_stream, errors
 from federation_server.rpc.convert import optional_span, to_timestamp
 from federation_server.rpc.receipt import Receipt
-from federation_server.rpc.standing import turned_away
+from federation_server.rpc.standing import just_let_in, turned_away
 from federation_server.rpc.stream import StreamParts
 from federation_server.store.database import driver
 from federation_server.store.ingest import DurableItem
@@ -53,7 +53,7 @@ async def pull(
                 raise refused
             if request.epoch:
                 raise errors.session_superseded(neuron_id)
-            raise errors.conflict(f"{neuron_id} was activated at this moment")
+            raise just_let_in(neuron_id)
         if lease.previous_server_id is not None:
             await hint_end(
                 connection,

@@ -11,7 +11,7 @@ from federation_server.domain.violation import Violation
 from federation_server.live.writer import Writer
 from federation_server.rpc import errors
 from federation_server.rpc.errors import Refused
-from federation_server.rpc.standing import turned_away
+from federation_server.rpc.standing import just_let_in, turned_away
 from federation_server.store.database import Database
 from federation_server.store.ingest import DurableItem
 
@@ -34,8 +34,7 @@ class Receipt:
         """
         self._database = database
         self._identity = identity
-        conflict = errors.conflict(f"{identity.neuron_id} was activated at this moment")
-        self._otherwise = fenced or conflict
+        self._otherwise = fenced
         self._stored: asyncio.Future[tuple[int, datetime]] = asyncio.Future()
 
     def stored(self, mark: int, time: datetime) -> None:
@@ -81,4 +80,4 @@ class Receipt:
         except _Fenced:
             async with self._database.begin_for_neurons() as connection:
                 refused = await turned_away(connection, self._identity)
-            raise refused or self._otherwise from None
+            raise refused or self._otherwise or just_let_in(self._identity.neuron_id) from None

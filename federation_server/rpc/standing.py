@@ -23,3 +23,8 @@ async def turned_away(connection: AsyncConnection, identity: NeuronIdentity) -> 
     if standing.lifecycle is Lifecycle.PENDING:
         return errors.neuron_pending(identity.neuron_id)
     return None
+
+
+def just_let_in(neuron_id: str) -> Refused:
+    """What to tell one that may go on, and was turned away a moment ago: to call again."""
+    return errors.conflict(f"{neuron_id} was activated at this moment")
