@@ -85,6 +85,7 @@ class Session:
         self._write_lock = asyncio.Lock()
         self._in_flight: deque[tuple[int, int]] = deque()
         self._reader: asyncio.Task[None] | None = None
+        self._greeting = False
         self._closing = False
         self.link = Link()
         self.opened = asyncio.Event()
@@ -134,7 +135,9 @@ class Session:
         """Wait until the federation has all that the spool holds, or cannot get it now."""
         deadline = self._loop.time() + timeout_s
         # Asked again and again, because the spool commits on a thread of its own.
-        while self._spool.state.pending and self.link.connected and self._loop.time() < deadline:  # noqa: ASYNC110
+        while self._loop.time() < deadline and (  # noqa: ASYNC110
+            self._being_let_in or (self._spool.state.pending and self.link.connected)
+        ):
             await asyncio.sleep(0.02)
 
     async def say_goodbye(self, reason: str) -> None:
@@ -161,6 +164,11 @@ class Session:
             return self._backoff.turn_s(failure.retry_after), plan.tell(failure)
         at_least = max(self._refusal_retry if plan.slow else 0.0, failure.retry_after)
         return self._backoff.next_s(self._loop.time(), at_least=at_least), plan.tell(failure)
+
+    @property
+    def _being_let_in(self) -> bool:
+        """Whether Welcome is under way: a moment, unless an admin has to approve the neuron."""
+        return self._greeting and not self._registration.pending
 
     # ---- one session
 
@@ -199,12 +207,15 @@ class Session:
             raise await why_unconnected(channel, self._target, tls=tls) from None
         stream: Stream = stub.Connect(metadata=self._registration.metadata)
         try:
+            self._greeting = True
             welcome = await self._greet(stream)
             await self._begin(welcome)
+            self._greeting = False
             await self._live(stream, stub, welcome)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, _Broken):
             raise await _status(stream) from None
         finally:
+            self._greeting = False
             stream.cancel()
 
     async def _greet(self, stream: Stream) -> pb.Welcome:

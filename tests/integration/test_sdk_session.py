@@ -28,6 +28,7 @@ from neuron_sdk import (
 )
 from neuron_sdk.channel import open_channel
 from neuron_sdk.convert import from_struct
+from neuron_sdk.session import Session
 from neuron_sdk.testing import CommandOutcome, FakeFederation, FinalState
 from tests.support.waiting import eventually_sync
 
@@ -184,6 +185,33 @@ def test_new_settings_change_the_pace_at_once(
     federation.wait_for(lambda: N in federation.neurons and federation.neurons[N].heartbeats)
     federation.set_intervals(heartbeat=SMALLEST)
     federation.wait_for(lambda: len(federation.neurons[N].heartbeats) > 3)
+
+
+def test_a_neuron_stopped_while_it_is_let_in_sends_what_it_has_and_says_goodbye(
+    federation: FakeFederation, build: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeted, flushing = threading.Event(), threading.Event()
+    open_stream, flush = federation.open_stream, Session.flush
+
+    def open_late(neuron_id: str, hello: pb.Hello) -> Any:
+        greeted.set()
+        assert flushing.wait(5)
+        return open_stream(neuron_id, hello)
+
+    async def flush_from_now_on(session: Session, timeout_s: float) -> None:
+        asyncio.get_running_loop().call_soon(flushing.set)
+        await flush(session, timeout_s)
+
+    monkeypatch.setattr(federation, "open_stream", open_late)
+    monkeypatch.setattr(Session, "flush", flush_from_now_on)
+    neuron = build()
+    neuron.start()
+    assert greeted.wait(5)
+    neuron.event("last", severity="ERROR")
+    neuron.stop()
+    known = federation.neurons[N]
+    assert "last" in {event.type for report in known.reports for event in report.events}
+    assert known.goodbyes == ["stopped by the program"]
 
 
 def test_a_neuron_says_goodbye_with_its_reason(federation: FakeFederation, build: Start) -> None:
