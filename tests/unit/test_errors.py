@@ -472,6 +472,28 @@ async def test_a_caller_that_leaves_cancels_the_handler_and_is_no_fault() -> Non
     assert logs == []
 
 
+class _Unanswered:
+    """A context that must not be answered."""
+
+    def __init__(self) -> None:
+        self.ends: list[grpc.StatusCode] = []
+
+    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+        self.ends.append(code)
+
+
+async def test_nothing_is_sent_to_a_caller_that_left_as_soon_as_it_had_called() -> None:
+    """What is sent on a call that is over is never freed by grpc."""
+    context = _Unanswered()
+    refused = errors.credential_missing()
+    ending = asyncio.create_task(error_mapping.abort(cast("Any", context), refused))
+    await asyncio.sleep(0)  # it has begun
+    ending.cancel()  # as grpc does once it has seen the reset
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert context.ends == []
+
+
 class _Refusing(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
