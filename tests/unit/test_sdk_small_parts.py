@@ -285,6 +285,20 @@ async def test_progress_that_follows_fast_is_passed_on_by_its_newest() -> None:
     relay.tell(Progress(1.0, ""))
 
 
+async def test_progress_takes_along_the_checkpoint_that_it_overtakes() -> None:
+    passed: list[Progress] = []
+    relay = ProgressRelay(asyncio.get_running_loop(), lambda p: kept_by(passed, p))
+    kept = relay.tell(Progress(0.5, "", {"rows": 1}))
+    relay.tell(Progress(0.6, ""))
+    assert kept is not None
+    await asyncio.wrap_future(kept)
+    assert passed == [Progress(0.6, "", {"rows": 1})]
+    relay.tell(Progress(0.7, ""))
+    relay.tell(Progress(0.8, "", {"rows": 2}))
+    relay.close()
+    assert passed[1:] == [Progress(0.8, "", {"rows": 2})], "neither is passed on twice"
+
+
 # ---- reports
 
 
