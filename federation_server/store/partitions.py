@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 
 from psycopg import sql
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import LockNotAvailable, UndefinedTable
 
 from federation_server.store.database import Connection
 
@@ -109,6 +109,8 @@ async def drop_before(
                     )
             except LockNotAvailable:
                 left.append(partition)
+            except UndefinedTable:
+                continue  # a server whose sweep this one has taken over came first
             else:
                 dropped.append(partition)
     return dropped, left

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import date
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -565,16 +564,6 @@ async def test_no_entry_can_be_changed_or_removed(
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
             await connection.execute(statement.format(table).encode())
     assert len(await entries(federation)) == 1
-
-
-async def test_a_month_beyond_the_retention_goes_as_a_whole(federation: Federation) -> None:
-    async with await federation.app.database.connect("test") as connection:
-        old = date(2020, 1, 1)
-        await partitions.ensure(connection, ["audit_entries"], [old])
-        dropped, _ = await partitions.drop_before(connection, "audit_entries", date(2020, 1, 31))
-        assert dropped == []
-        dropped, _ = await partitions.drop_before(connection, "audit_entries", date(2020, 2, 1))
-        assert dropped == ["audit_entries_20200101"]
 
 
 async def test_pages_hold_each_entry_once_in_both_orders(federation: Federation) -> None:

@@ -66,6 +66,34 @@ async def test_partitions_beyond_the_retention_are_dropped(connection: Connectio
     assert (dropped, left) == ([name(day) for day in sorted(days)[:2]], [])
 
 
+async def test_a_month_of_the_audit_log_beyond_the_retention_goes_as_a_whole(
+    connection: Connection,
+) -> None:
+    await partitions.ensure(connection, ["audit_entries"], [date(2020, 1, 1)])
+    nothing = await partitions.drop_before(connection, "audit_entries", date(2020, 1, 31))
+    assert nothing == ([], [])
+    dropped, _ = await partitions.drop_before(connection, "audit_entries", date(2020, 2, 1))
+    assert dropped == ["audit_entries_20200101"]
+
+
+async def test_a_partition_that_another_server_drops_meanwhile_is_no_fault(
+    database: Database, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [date(2020, 1, 1), date(2020, 1, 2)]
+    await partitions.ensure(connection, ["heartbeats"], days)
+    existing = partitions._existing
+
+    async def overtaken(*asked: Any) -> Any:
+        found = await existing(*asked)
+        async with await database.connect("another") as another:
+            await another.execute(f"DROP TABLE {name(days[0])}".encode())
+        return found
+
+    monkeypatch.setattr(partitions, "_existing", overtaken)
+    dropped = await partitions.drop_before(connection, "heartbeats", date(2020, 2, 1))
+    assert dropped == ([name(days[1])], [])
+
+
 @pytest.mark.parametrize("table", partitions.PARTITIONED_TABLES)
 async def test_a_partition_has_what_its_table_has(connection: Connection, table: str) -> None:
     await partitions.ensure(connection, (table,), [date(2026, 3, 1)])
