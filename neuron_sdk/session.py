@@ -85,7 +85,8 @@ class Session:
         self._write_lock = asyncio.Lock()
         self._in_flight: deque[tuple[int, int]] = deque()
         self._reader: asyncio.Task[None] | None = None
-        self._greeting = False
+        self._calling = False
+        """Whether a call of Connect is open, welcomed or not."""
         self._closing = False
         self.link = Link()
         self.opened = asyncio.Event()
@@ -168,7 +169,7 @@ class Session:
     @property
     def _being_let_in(self) -> bool:
         """Whether Welcome is under way: a moment, unless an admin has to approve the neuron."""
-        return self._greeting and not self._registration.pending
+        return self._calling and not self.link.connected and not self._registration.pending
 
     # ---- one session
 
@@ -206,16 +207,15 @@ class Session:
         except TimeoutError:
             raise await why_unconnected(channel, self._target, tls=tls) from None
         stream: Stream = stub.Connect(metadata=self._registration.metadata)
+        self._calling = True
         try:
-            self._greeting = True
             welcome = await self._greet(stream)
             await self._begin(welcome)
-            self._greeting = False
             await self._live(stream, stub, welcome)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, _Broken):
             raise await _status(stream) from None
         finally:
-            self._greeting = False
+            self._calling = False
             stream.cancel()
 
     async def _greet(self, stream: Stream) -> pb.Welcome:
